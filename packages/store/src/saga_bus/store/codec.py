@@ -1,0 +1,251 @@
+"""The codec: a state becomes one JSON document, and the same state comes back."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from typing import Any, Protocol, runtime_checkable
+
+import msgspec
+
+from saga_bus.store.errors import InvalidSagaError, StateDecodeError, StateEncodeError
+from saga_bus.store.state import SagaMetadata, UntypedSagaState
+
+__all__ = ["JsonStateCodec", "StateCodec", "TypedStateCodec"]
+
+_NAIVE = "a naive datetime"
+_INT64 = range(-(2**63), 2**63)
+# In msgpack a non-finite float starts with these bytes, and so does an integer of 2**63 or more; a match
+# may also be part of something else, so it only leads to the thorough search.
+_SUSPECT_NUMBER = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]|\xcf[\x80-\xff]")
+_SUSPECT_DATETIME = re.compile(rb'T\d\d:\d\d:\d\d(?:\.\d{1,6})?"')
+
+
+@runtime_checkable
+class StateCodec(Protocol):
+    """What a store needs of a codec."""
+
+    def encode(self, state: Any) -> bytes:
+        """Turn a state into a JSON document, in UTF-8.
+
+        Args:
+            state: The state.
+
+        Raises:
+            StateEncodeError: The state holds what the document cannot.
+        """
+        ...
+
+    def decode(self, saga_name: str, document: bytes) -> Any:
+        """Turn a document back into a state.
+
+        Args:
+            saga_name: The saga's name.
+            document: The JSON document.
+
+        Raises:
+            StateDecodeError: The document does not fit the saga's state type.
+        """
+        ...
+
+
+@runtime_checkable
+class TypedStateCodec(StateCodec, Protocol):
+    """A codec that is told each saga's state type."""
+
+    def register(self, saga_name: str, state_type: type) -> None:
+        """Tell the type of a saga's states.
+
+        Args:
+            saga_name: The saga's name.
+            state_type: The type.
+        """
+        ...
+
+
+class JsonStateCodec:
+    """JSON through msgspec, for Structs, dataclasses, attrs classes and pydantic models.
+
+    What would be lost or changed on the way to a database and back is refused before it is written: NaN and
+    infinities, NUL, lone surrogates, integers beyond 64 bits, empty keys, naive datetimes.
+
+    Args:
+        state_types: The state type of each saga name; a name that is missing decodes to `UntypedSagaState`.
+        enc_hook: Turns an object of a type that msgspec does not know into one that it knows.
+        dec_hook: Turns it back: called with the type and the value.
+    """
+
+    def __init__(
+        self,
+        state_types: Mapping[str, type] | None = None,
+        *,
+        enc_hook: Callable[[Any], Any] | None = None,
+        dec_hook: Callable[[type, Any], Any] | None = None,
+    ) -> None:
+        self._enc_hook = enc_hook
+        self._dec_hook = dec_hook
+        self._json = msgspec.json.Encoder(enc_hook=enc_hook)
+        self._msgpack = msgspec.msgpack.Encoder(enc_hook=enc_hook)
+        self._types: dict[str, type] = {}
+        self._decode: dict[str, Callable[[bytes], Any]] = {}
+        for saga_name, state_type in (state_types or {}).items():
+            self.register(saga_name, state_type)
+
+    def register(self, saga_name: str, state_type: type) -> None:
+        """Tell the type of a saga's states.
+
+        Args:
+            saga_name: The saga's name.
+            state_type: The type; registering the same one again does nothing.
+
+        Raises:
+            InvalidSagaError: The name has another type already, or msgspec cannot decode the type.
+        """
+        known = self._types.get(saga_name)
+        if known is state_type:
+            return
+        if known is not None:
+            raise InvalidSagaError(
+                f"saga {saga_name!r} has the state type {known.__qualname__} already, not {state_type!r}"
+            )
+        self._decode[saga_name] = self._decoder(saga_name, state_type)
+        self._types[saga_name] = state_type
+
+    def encode(self, state: Any) -> bytes:
+        """Turn a state into a JSON document, in UTF-8.
+
+        Args:
+            state: The state.
+
+        Raises:
+            StateEncodeError: The state holds what the document cannot; the message names the path.
+            InvalidSagaError: The state holds a naive datetime.
+        """
+        plain = _plain(state)
+        try:
+            document = self._json.encode(plain)
+            packed = self._msgpack.encode(plain)
+        except OverflowError as error:
+            raise StateEncodeError(f"{_name(state)}: an integer is beyond 64 bits") from error
+        except UnicodeEncodeError as error:
+            raise StateEncodeError(f"{_name(state)}: a text holds a lone surrogate") from error
+        except (TypeError, ValueError, RecursionError) as error:
+            raise StateEncodeError(f"{_name(state)}: {error}") from error
+        if (
+            b"\\u0000" in document
+            or b'"":' in document
+            or ((b"\xcb" in packed or b"\xcf" in packed) and _SUSPECT_NUMBER.search(packed))
+            or _SUSPECT_DATETIME.search(document)
+        ):
+            self._search(state, plain)
+        return document
+
+    def decode(self, saga_name: str, document: bytes) -> Any:
+        """Turn a document back into a state of the saga's type.
+
+        Args:
+            saga_name: The saga's name.
+            document: The JSON document.
+
+        Raises:
+            StateDecodeError: The document does not fit; the message names the saga, the type and the path.
+        """
+        decode = self._decode.get(saga_name, _decode_untyped)
+        try:
+            return decode(document)
+        except (TypeError, ValueError, KeyError, RecursionError) as error:
+            state_type = self._types.get(saga_name, UntypedSagaState)
+            raise StateDecodeError(
+                f"saga {saga_name!r}: the document is no {state_type.__qualname__}: {error}"
+            ) from error
+
+    def _decoder(self, saga_name: str, state_type: type) -> Callable[[bytes], Any]:
+        if state_type is UntypedSagaState:
+            return _decode_untyped
+        if _is_pydantic(state_type):
+            return lambda document: _decode_pydantic(state_type, document)
+        try:
+            return msgspec.json.Decoder(state_type, dec_hook=self._dec_hook).decode
+        except TypeError as error:
+            raise InvalidSagaError(f"saga {saga_name!r}: msgspec cannot decode {state_type!r}: {error}") from error
+
+    def _search(self, state: Any, plain: Any) -> None:
+        builtins = msgspec.to_builtins(plain, enc_hook=self._enc_hook, builtin_types=(datetime,))
+        for path, problem in _problems("$", builtins):
+            if problem == _NAIVE:
+                raise InvalidSagaError(f"{_name(state)}: {problem} at {path}; give it a time zone")
+            raise StateEncodeError(f"{_name(state)}: {problem} at {path}")
+
+
+def _name(state: Any) -> str:
+    return type(state).__qualname__
+
+
+def _plain(state: Any) -> Any:
+    if isinstance(state, UntypedSagaState):
+        if "metadata" in state.data:
+            raise StateEncodeError("UntypedSagaState: data may not hold a key 'metadata'")
+        return {"metadata": state.metadata, **state.data}
+    if _is_pydantic(type(state)):
+        fields = state.model_dump(mode="json", exclude={"metadata"})
+        return {"metadata": state.metadata, **fields}
+    return state
+
+
+def _is_pydantic(state_type: type) -> bool:
+    return hasattr(state_type, "model_dump") and hasattr(state_type, "model_validate")
+
+
+def _decode_pydantic(state_type: Any, document: bytes) -> Any:
+    fields = _decode_object(document)
+    fields["metadata"] = _metadata(fields)
+    return state_type.model_validate(fields)
+
+
+def _decode_untyped(document: bytes) -> UntypedSagaState:
+    fields = _decode_object(document)
+    metadata = _metadata(fields)
+    del fields["metadata"]
+    return UntypedSagaState(metadata=metadata, data=fields)
+
+
+def _decode_object(document: bytes) -> dict[str, Any]:
+    return msgspec.json.decode(document, type=dict[str, Any])
+
+
+def _metadata(fields: dict[str, Any]) -> SagaMetadata:
+    if "metadata" not in fields:
+        raise ValueError("Object missing required field `metadata`")
+    try:
+        return msgspec.convert(fields["metadata"], SagaMetadata)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error).replace("`$.", "`$.metadata.")) from error
+
+
+def _problems(path: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Yield the path and the name of everything in a value that must not be written."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key == "":
+                yield path, "an empty key"
+            yield from _problems(f"{path} (a key)", key)
+            yield from _problems(f"{path}.{key}", item)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _problems(f"{path}[{index}]", item)
+    elif problem := _problem(value):
+        yield path, problem
+
+
+def _problem(value: Any) -> str | None:
+    if isinstance(value, str) and "\x00" in value:
+        return "a NUL character"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"the float {value}"
+    if isinstance(value, int) and value not in _INT64:
+        return "an integer beyond 64 bits"
+    if isinstance(value, datetime) and value.utcoffset() is None:
+        return _NAIVE
+    return None
