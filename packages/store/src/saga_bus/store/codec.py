@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
+from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
@@ -66,7 +67,7 @@ class TypedStateCodec(StateCodec, Protocol):
 
 
 class JsonStateCodec:
-    """JSON through msgspec, for Structs, dataclasses, attrs classes and pydantic models.
+    """JSON through msgspec, for Structs, dataclasses, attrs classes and pydantic models (from 2.11 on).
 
     What would be lost or changed on the way to a database and back is refused before it is written: NaN and
     infinities, NUL, lone surrogates, integers beyond 64 bits, empty keys, naive datetimes.
@@ -127,10 +128,9 @@ class JsonStateCodec:
         try:
             document = self._json.encode(plain)
             packed = self._msgpack.encode(plain)
-        except OverflowError as error:
-            raise StateEncodeError(f"{_name(state)}: an integer is beyond 64 bits") from error
-        except UnicodeEncodeError as error:
-            raise StateEncodeError(f"{_name(state)}: a text holds a lone surrogate") from error
+        except (OverflowError, UnicodeEncodeError) as error:
+            self._search(state, plain)  # its error names the path
+            raise StateEncodeError(f"{_name(state)}: {error}") from error
         except (TypeError, ValueError, RecursionError) as error:
             raise StateEncodeError(f"{_name(state)}: {error}") from error
         if (
@@ -172,11 +172,17 @@ class JsonStateCodec:
             raise InvalidSagaError(f"saga {saga_name!r}: msgspec cannot decode {state_type!r}: {error}") from error
 
     def _search(self, state: Any, plain: Any) -> None:
-        builtins = msgspec.to_builtins(plain, enc_hook=self._enc_hook, builtin_types=(datetime,))
-        for path, problem in _problems("$", builtins):
-            if problem == _NAIVE:
-                raise InvalidSagaError(f"{_name(state)}: {problem} at {path}; give it a time zone")
-            raise StateEncodeError(f"{_name(state)}: {problem} at {path}")
+        try:
+            builtins = msgspec.to_builtins(plain, enc_hook=self._enc_hook, builtin_types=(datetime,))
+            found = next(chain(_problems("$", builtins), _naive_moments(state)), None)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise StateEncodeError(f"{_name(state)}: {error}") from error
+        if found is None:
+            return
+        path, problem = found
+        if problem == _NAIVE:
+            raise InvalidSagaError(f"{_name(state)}: {problem} at {path}; give it a time zone")
+        raise StateEncodeError(f"{_name(state)}: {problem} at {path}")
 
 
 def _name(state: Any) -> str:
@@ -189,19 +195,32 @@ def _plain(state: Any) -> Any:
             raise StateEncodeError("UntypedSagaState: data may not hold a key 'metadata'")
         return {"metadata": state.metadata, **state.data}
     if _is_pydantic(type(state)):
-        fields = state.model_dump(mode="json", exclude={"metadata"})
-        return {"metadata": state.metadata, **fields}
+        return {"metadata": state.metadata, **_pydantic_fields(state, "json")}
     return state
 
 
 def _is_pydantic(state_type: type) -> bool:
-    return hasattr(state_type, "model_dump") and hasattr(state_type, "model_validate")
+    return hasattr(state_type, "model_dump") and hasattr(state_type, "model_validate_json")
+
+
+def _pydantic_fields(state: Any, mode: str) -> dict[str, Any]:
+    # Under the names of the fields, without what is computed from them: so aliases may differ or change.
+    try:
+        fields: dict[str, Any] = state.model_dump(mode=mode, exclude={"metadata"}, by_alias=False, round_trip=True)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise StateEncodeError(f"{_name(state)}: {error}") from error
+    return fields
 
 
 def _decode_pydantic(state_type: Any, document: bytes) -> Any:
-    fields = _decode_object(document)
-    fields["metadata"] = _metadata(fields)
-    return state_type.model_validate(fields)
+    # In JSON mode, or strict models and the model's own way to write bytes would not be understood.
+    return state_type.model_validate_json(document, by_alias=False, by_name=True)
+
+
+def _naive_moments(state: Any) -> Iterator[tuple[str, str]]:
+    # pydantic writes datetimes itself, so that they are texts already where msgspec sees them
+    if _is_pydantic(type(state)):
+        yield from (found for found in _problems("$", _pydantic_fields(state, "python")) if found[1] == _NAIVE)
 
 
 def _decode_untyped(document: bytes) -> UntypedSagaState:
@@ -221,7 +240,10 @@ def _metadata(fields: dict[str, Any]) -> SagaMetadata:
     try:
         return msgspec.convert(fields["metadata"], SagaMetadata)
     except msgspec.ValidationError as error:
-        raise ValueError(str(error).replace("`$.", "`$.metadata.")) from error
+        message = str(error)
+        raise ValueError(
+            message.replace("`$.", "`$.metadata.") if "`$" in message else f"{message} - at `$.metadata`"
+        ) from error
 
 
 def _problems(path: str, value: Any) -> Iterator[tuple[str, str]]:
@@ -232,7 +254,7 @@ def _problems(path: str, value: Any) -> Iterator[tuple[str, str]]:
                 yield path, "an empty key"
             yield from _problems(f"{path} (a key)", key)
             yield from _problems(f"{path}.{key}", item)
-    elif isinstance(value, list):
+    elif isinstance(value, (list, tuple, set, frozenset)):
         for index, item in enumerate(value):
             yield from _problems(f"{path}[{index}]", item)
     elif problem := _problem(value):
@@ -240,12 +262,20 @@ def _problems(path: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _problem(value: Any) -> str | None:
-    if isinstance(value, str) and "\x00" in value:
-        return "a NUL character"
+    if isinstance(value, str):
+        return _bad_text(value)
     if isinstance(value, float) and not math.isfinite(value):
         return f"the float {value}"
     if isinstance(value, int) and value not in _INT64:
         return "an integer beyond 64 bits"
     if isinstance(value, datetime) and value.utcoffset() is None:
         return _NAIVE
+    return None
+
+
+def _bad_text(text: str) -> str | None:
+    if "\x00" in text:
+        return "a NUL character"
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        return "a lone surrogate"
     return None

@@ -89,6 +89,17 @@ class SagaMetadata(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
             force_setattr(self, "timeout_expires_at", _utc("timeout_expires_at", self.timeout_expires_at))
 
     @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        # Only pydantic calls this: in its models metadata is written and read as everywhere else.
+        from pydantic_core import core_schema  # noqa: PLC0415 - a dependency of those who use such models
+
+        return core_schema.json_or_python_schema(
+            json_schema=core_schema.no_info_plain_validator_function(lambda value: msgspec.convert(value, cls)),
+            python_schema=core_schema.is_instance_schema(cls),
+            serialization=core_schema.plain_serializer_function_ser_schema(msgspec.to_builtins),
+        )
+
+    @classmethod
     def fresh(cls, saga_id: str | None = None) -> SagaMetadata:
         """Make the metadata of a saga that starts now, at version 0.
 
@@ -96,7 +107,7 @@ class SagaMetadata(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
             saga_id: The saga's id; a new UUIDv7 when left out.
         """
         now = datetime.now(UTC)
-        return cls(saga_id=saga_id or new_saga_id(), version=0, created_at=now, updated_at=now)
+        return cls(saga_id=new_saga_id() if saga_id is None else saga_id, version=0, created_at=now, updated_at=now)
 
     def next(self, *, now: datetime | None = None, **changes: Unpack[MetadataChanges]) -> SagaMetadata:
         """Make the metadata of the following version.
@@ -109,13 +120,20 @@ class SagaMetadata(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
             **changes: The other fields to change.
 
         Raises:
-            InvalidSagaError: A timestamp is naive.
+            InvalidSagaError: A timestamp is naive or leaves the years 1 to 9999 in UTC.
         """
         moment = _utc("now", now) if now is not None else datetime.now(UTC)
         if "timeout" in changes and "timeout_expires_at" not in changes:
             timeout = changes["timeout"]
-            changes["timeout_expires_at"] = None if timeout is None else moment + timeout
+            changes["timeout_expires_at"] = None if timeout is None else _later(moment, timeout)
         return replace(self, version=self.version + 1, updated_at=max(moment, self.updated_at), **changes)
+
+
+def _later(moment: datetime, timeout: timedelta) -> datetime:
+    try:
+        return moment + timeout
+    except OverflowError as error:
+        raise InvalidSagaError(f"a timeout of {timeout} ends outside the years 1 to 9999") from error
 
 
 def _utc(field: str, value: datetime) -> datetime:
