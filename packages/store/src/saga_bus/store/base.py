@@ -39,6 +39,8 @@ __all__ = ["BaseSagaStore", "FoundRow", "SagaQuery", "SagaRow"]
 StateT = TypeVar("StateT")
 RepositoryStateT = TypeVar("RepositoryStateT")
 
+_MOST_ROWS = 2**31 - 2  # with the row that tells of a next page, what the drivers take as a 32-bit limit
+
 
 class SagaRow(msgspec.Struct, frozen=True, gc=False):
     """One version of a saga, flat: the document is the truth, the rest is an index over its metadata.
@@ -309,6 +311,7 @@ class BaseSagaStore(ABC, Generic[StateT]):
             await self._ensure_open()
         if limit == 0:
             return Page((), cursor)
+        limit = min(limit, _MOST_ROWS)
         query = SagaQuery(saga_filter, order_of(saga_filter), limit + 1, after)
         rows = await self._find(query)
         items = tuple(
@@ -361,7 +364,7 @@ class BaseSagaStore(ABC, Generic[StateT]):
         if dry_run:
             return await self._count(SagaFilter(saga_name=saga_name, completed=True, updated_before=before))
         deleted = 0
-        while batch := await self._purge(saga_name, before, batch_size):
+        while batch := await self._purge(saga_name, before, min(batch_size, _MOST_ROWS)):
             deleted += batch
         return deleted
 
