@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from saga_bus.store.base import BaseSagaStore
@@ -10,6 +11,8 @@ from saga_bus.store.errors import InvalidSagaError, UnsupportedOperationError
 __all__ = ["open_store"]
 
 GROUP = "saga_bus.stores"
+
+_URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)(?P<rest>://.*)", re.IGNORECASE | re.DOTALL)
 
 _DISTRIBUTIONS = {
     "memory": "saga-bus-store-inmemory",
@@ -46,13 +49,13 @@ def open_store(url: str, **options: Any) -> BaseSagaStore[Any]:
     """
     from importlib.metadata import entry_points  # noqa: PLC0415 - slow to import, and only needed here
 
-    scheme, separator, _ = url.partition("://") if isinstance(url, str) else ("", "", "")
-    if not separator or not scheme:
+    match = _URL.fullmatch(url) if isinstance(url, str) else None
+    if match is None:  # the URL is not shown: it may hold a password
         raise InvalidSagaError("a store URL begins with a scheme, as in sqlite:///sagas.db")
-    scheme = scheme.lower()
+    scheme, rest = match["scheme"].lower(), match["rest"]
     backends = {entry.name: entry for entry in entry_points(group=GROUP)}
     if scheme in backends:
-        store: BaseSagaStore[Any] = backends[scheme].load()(url, **options)
+        store: BaseSagaStore[Any] = backends[scheme].load()(scheme + rest, **options)
         return store
     if scheme in _DISTRIBUTIONS:
         raise UnsupportedOperationError(f"no store for {scheme}:// is installed: pip install {_DISTRIBUTIONS[scheme]}")
