@@ -92,7 +92,7 @@ class SagaRepository(Generic[StateT]):
             metadata = metadata_of(state)
             changed = change(state)
             answer = await cast("Awaitable[StateT | None]", changed) if inspect.isawaitable(changed) else changed
-            new = state if answer is None else cast("StateT", answer)
+            new = state if answer is None else answer
             if metadata_of(new).version == metadata.version:
                 new = _with_metadata(new, metadata_of(new).next())
             try:
@@ -109,7 +109,7 @@ class SagaRepository(Generic[StateT]):
 def _with_metadata(state: StateT, metadata: SagaMetadata) -> StateT:
     try:
         state.metadata = metadata  # type: ignore[attr-defined]
-    except AttributeError:  # a frozen state
+    except (AttributeError, ValueError):  # a frozen state; pydantic says so with a ValueError
         if isinstance(state, msgspec.Struct):
             return msgspec.structs.replace(state, metadata=metadata)
         if dataclasses.is_dataclass(state):
