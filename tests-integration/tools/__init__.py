@@ -1,0 +1,1 @@
+"""What `hatch run build` and `hatch run types` run."""

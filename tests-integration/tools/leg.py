@@ -1,0 +1,70 @@
+"""The packages' own tests on built wheels in a fresh environment: ``python -m tools.leg wheels`` or ``lowest``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tools.build import build
+from tools.lonely import uv
+from tools.workspace import ROOT, packages
+
+__all__ = ["main"]
+
+_WHERE = "import saga_bus.store, sys; print(saga_bus.store.__file__, file=sys.stderr)"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Build, install and test.
+
+    Args:
+        arguments: The command line; the program's own when left out.
+
+    Returns:
+        pytest's exit code, or 1 when something could not be installed.
+    """
+    parser = argparse.ArgumentParser(prog="hatch run leg", description="Test the built wheels, not the work tree.")
+    parser.add_argument("leg", choices=("wheels", "lowest"), help="the newest or the lowest declared dependencies")
+    parser.add_argument("--python", default=sys.executable, help="the interpreter (this one)")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="saga-bus-leg-") as scratch:
+        return _run(Path(scratch), options.leg, options.python)
+
+
+def _run(folder: Path, leg: str, interpreter: str) -> int:
+    python = folder / "env" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    wheels = [_with_extras(build(package, folder)[0], package.project()) for package in packages()]
+    resolution = "lowest-direct" if leg == "lowest" else "highest"
+    for step in (
+        ("venv", "--no-project", "--python", interpreter, str(folder / "env")),
+        ("pip", "install", "--python", str(python), "--resolution", resolution, *wheels),
+        # What is installed already and fits stays, so the lowest versions do.
+        ("pip", "install", "--python", str(python), "--group", f"{ROOT / 'pyproject.toml'}:test"),
+        ("pip", "list", "--python", str(python)),
+    ):
+        done = uv(*step, cwd=folder)
+        print(done.stdout, end="", flush=True)
+        if done.returncode != 0:
+            print(done.stderr, file=sys.stderr)
+            return 1
+    tests = [str(package.folder / "tests") for package in packages()]
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    where = subprocess.run([python, "-c", _WHERE], cwd=ROOT, env=clean, check=True, capture_output=True, text=True)
+    if not Path(where.stderr.strip()).is_relative_to(folder):
+        print(f"saga_bus.store comes from {where.stderr.strip()}, not from its wheel", file=sys.stderr)
+        return 1
+    return subprocess.run([python, "-m", "pytest", *tests], cwd=ROOT, env=clean, check=False).returncode
+
+
+def _with_extras(wheel: Path, project: dict[str, dict[str, object]]) -> str:
+    extras = ",".join(sorted(project.get("optional-dependencies", {})))
+    return f"{wheel}[{extras}]" if extras else str(wheel)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

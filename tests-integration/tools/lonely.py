@@ -1,0 +1,87 @@
+"""A wheel on its own: installed into an empty environment outside the workspace, every module imported."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from tools.archives import extras_of, modules_of, siblings_of
+
+__all__ = ["check_alone", "uv"]
+
+_IMPORT = "import importlib, sys; importlib.import_module(sys.argv[1])"
+
+
+def uv(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run uv without any trace of the environment that this program runs in.
+
+    Args:
+        *arguments: Its command line.
+        cwd: The folder to run it in.
+    """
+    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    return subprocess.run(
+        [sys.executable, "-m", "uv", *arguments], cwd=cwd, env=clean, check=False, capture_output=True, text=True
+    )
+
+
+def check_alone(wheel: Path, wheels: Mapping[str, Path], *, extra: str | None = None) -> list[str]:
+    """Install one wheel with just what it declares and import its modules, warnings being errors.
+
+    Args:
+        wheel: The file.
+        wheels: Every wheel of this repository by its distribution's name; those that it needs come from here.
+        extra: Install this extra too, and import the modules below the directory of its name; without it
+            those are left out.
+
+    Returns:
+        One sentence for each problem.
+    """
+    label = wheel.name if extra is None else f"{wheel.name}[{extra}]"
+    needed = [f"{wheel}[{extra}]" if extra else str(wheel)]
+    waiting = siblings_of(wheel)
+    while waiting:
+        sibling = wheels.get(waiting.pop())
+        if sibling is None:
+            return [f"{label}: needs a distribution that this repository does not build"]
+        if str(sibling) not in needed:
+            needed.append(str(sibling))
+            waiting += siblings_of(sibling)
+    with tempfile.TemporaryDirectory(prefix="saga-bus-alone-") as scratch:
+        folder = Path(scratch)
+        python = folder / "env" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+        for arguments in (
+            ("venv", "--no-project", "--python", sys.executable, str(folder / "env")),
+            ("pip", "install", "--python", str(python), *needed),
+            ("pip", "check", "--python", str(python)),
+        ):
+            done = uv(*arguments, cwd=folder)
+            if done.returncode != 0:
+                return [f"{label}: uv {' '.join(arguments[:2])} failed: {done.stderr.strip()}"]
+        return [
+            f"{label}: importing {module} alone failed: {problem}"
+            for module in _importable(wheel, extra)
+            if (problem := _import(python, module, folder)) is not None
+        ]
+
+
+def _importable(wheel: Path, extra: str | None) -> list[str]:
+    modules = modules_of(wheel)
+    if extra is None:
+        return [module for module in modules if not extras_of(wheel) & set(module.split("."))]
+    return [module for module in modules if extra in module.split(".")]
+
+
+def _import(python: Path, module: str, folder: Path) -> str | None:
+    done = subprocess.run(
+        [str(python), "-I", "-W", "error", "-c", _IMPORT, module],
+        cwd=folder,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no message"])[-1]
