@@ -1,0 +1,1 @@
+"""The benchmark: every store beside the raw drivers of its database, in the same run."""

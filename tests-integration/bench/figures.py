@@ -1,0 +1,228 @@
+"""The figures of a run, and what is computed from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+import msgspec
+
+from bench.measure import Measured
+from bench.subjects import Backend, Target
+
+__all__ = ["STORE", "Figure", "Growth", "Report", "TargetResult", "WalkFigure", "check_targets", "growth", "summarize"]
+
+STORE = "store"  # the subject that is the store itself; the others are its peers
+
+
+class Figure(msgspec.Struct, frozen=True, kw_only=True):
+    """One operation of one subject, the medians of its rounds.
+
+    Args:
+        store: The store.
+        variant: Its variant.
+        rows: The stored sagas.
+        subject: "store" or the name of a peer.
+        operation: The operation.
+        callers: How many callers at the same time.
+        per_second: Throughput.
+        p50_us: Median latency in microseconds.
+        p99_us: 99th percentile of the latency in microseconds.
+        peak_mb: The most memory that the subject's process had resident, in MB.
+        ratios: For the store, its throughput over each peer's: the median of the rounds' own ratios.
+        rounds: The rounds.
+    """
+
+    store: str
+    variant: str
+    rows: int
+    subject: str
+    operation: str
+    callers: int
+    per_second: float
+    p50_us: float
+    p99_us: float
+    peak_mb: float
+    ratios: dict[str, float]
+    rounds: list[Measured]
+
+
+class WalkFigure(msgspec.Struct, frozen=True, kw_only=True):
+    """One walk over all sagas; memory in MB, ``growth_mb`` from before the walk to its peak."""
+
+    store: str
+    variant: str
+    rows: int
+    subject: str
+    sagas: int
+    per_second: float
+    growth_mb: float
+    peak_mb: float
+
+
+class Growth(msgspec.Struct, frozen=True, kw_only=True):
+    """The throughput with ``most`` rows over that with ``fewest``."""
+
+    store: str
+    variant: str
+    subject: str
+    operation: str
+    callers: int
+    fewest: int
+    most: int
+    ratio: float
+
+
+class TargetResult(msgspec.Struct, frozen=True):
+    """A target and the figure for it; None for ``measured`` and ``met`` when this run has none."""
+
+    store: str
+    text: str
+    measured: float | None
+    met: bool | None
+
+
+class Report(msgspec.Struct, kw_only=True):
+    """Everything of one run; ``format`` changes when a field changes its meaning."""
+
+    format: int = 1
+    machine: dict[str, Any]
+    fsync: dict[str, float]
+    parameters: dict[str, Any]
+    figures: list[Figure] = []
+    walks: list[WalkFigure] = []
+    growth: list[Growth] = []
+    targets: list[TargetResult] = []
+
+
+def summarize(
+    where: tuple[str, str, int], operation: str, callers: int, rounds: dict[str, list[Measured]]
+) -> list[Figure]:
+    """The figures of one operation from all its rounds.
+
+    Args:
+        where: Store, variant and rows.
+        operation: The operation.
+        callers: How many callers.
+        rounds: The rounds of each subject, in the order in which they ran side by side.
+    """
+    store, variant, rows = where
+    return [
+        Figure(
+            store=store,
+            variant=variant,
+            rows=rows,
+            subject=subject,
+            operation=operation,
+            callers=callers,
+            per_second=median(each.per_second for each in measured),
+            p50_us=median(each.p50_us for each in measured),
+            p99_us=median(each.p99_us for each in measured),
+            peak_mb=max(each.peak_mb for each in measured),
+            ratios={} if subject != STORE else _ratios(rounds),
+            rounds=measured,
+        )
+        for subject, measured in rounds.items()
+    ]
+
+
+def _ratios(rounds: dict[str, list[Measured]]) -> dict[str, float]:
+    own = rounds[STORE]
+    return {
+        peer: median(mine.per_second / its.per_second for mine, its in zip(own, measured, strict=True))
+        for peer, measured in rounds.items()
+        if peer != STORE
+    }
+
+
+def growth(figures: Sequence[Figure]) -> list[Growth]:
+    """How throughput changes from the fewest stored sagas to the most.
+
+    Args:
+        figures: All figures of a run.
+    """
+    found: dict[tuple[str, str, str, str, int], dict[int, float]] = {}
+    for figure in figures:
+        key = (figure.store, figure.variant, figure.subject, figure.operation, figure.callers)
+        found.setdefault(key, {})[figure.rows] = figure.per_second
+    return [
+        Growth(
+            store=store,
+            variant=variant,
+            subject=subject,
+            operation=operation,
+            callers=callers,
+            fewest=min(by_rows),
+            most=rows,
+            ratio=by_rows[rows] / by_rows[min(by_rows)],
+        )
+        for (store, variant, subject, operation, callers), by_rows in found.items()
+        for rows in sorted(by_rows)
+        if rows != min(by_rows)
+    ]
+
+
+def check_targets(backend: Backend, report: Report) -> list[TargetResult]:
+    """Compare a backend's targets with the figures.
+
+    Args:
+        backend: The backend.
+        report: The figures, growth included.
+    """
+    results = []
+    for target in backend.targets:
+        measured = _measured(backend.name, target, report)
+        if measured is None:
+            met = None
+        else:
+            met = measured <= target.bound if target.kind == "walk" else measured >= target.bound
+        results.append(TargetResult(backend.name, _text(target), measured, met))
+    return results
+
+
+def _measured(store: str, target: Target, report: Report) -> float | None:
+    if target.kind == "walk":
+        return _last(
+            walk.growth_mb
+            for walk in report.walks
+            if (walk.store, walk.variant, walk.rows, walk.subject) == (store, target.variant, target.rows, STORE)
+        )
+    wanted = (store, target.variant, STORE, target.operation, target.callers)
+    if target.kind == "growth":
+        return _last(
+            each.ratio
+            for each in report.growth
+            if (each.store, each.variant, each.subject, each.operation, each.callers) == wanted
+            and each.most == target.rows
+        )
+    # With the fewest rows: growth has targets of its own.
+    figures = [
+        figure
+        for figure in report.figures
+        if (figure.store, figure.variant, figure.subject, figure.operation, figure.callers) == wanted
+    ]
+    if not figures:
+        return None
+    figure = min(figures, key=lambda each: each.rows)
+    return figure.ratios.get(target.peer) if target.kind == "ratio" else figure.per_second
+
+
+def _last(values: Any) -> float | None:
+    found = list(values)
+    return found[-1] if found else None
+
+
+def _text(target: Target) -> str:
+    callers = "1 caller" if target.callers == 1 else f"{target.callers} callers"
+    if target.kind == "walk":
+        return f"{target.variant}: a walk over {target.rows:,} sagas grows by at most {target.bound:g} MB"
+    if target.kind == "growth":
+        return (
+            f"{target.variant}, {callers}: {target.operation} with {target.rows:,} sagas at least "
+            f"{target.bound:g} x that with the fewest"
+        )
+    what = f"{target.variant}, {callers}: {target.operation} at least"
+    if target.kind == "ratio":
+        return f"{what} {target.bound:g} x {target.peer}"
+    return f"{what} {target.bound:,.0f} a second"

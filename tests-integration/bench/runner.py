@@ -1,0 +1,192 @@
+"""A run: the subjects of each store side by side, in rounds that take turns."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from bench import backends
+from bench.child import Measure, Prepare, Ready, Serve, Verify, Walk, Walked
+from bench.figures import STORE, Report, WalkFigure, check_targets, growth, summarize
+from bench.machine import describe, fsync_latency
+from bench.measure import Measured
+from bench.operations import WRITES
+from bench.process import Child, prepare
+from bench.subjects import Backend
+
+__all__ = ["Plan", "Watcher", "run"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Args:
+        stores: The names of stores.
+        variants: Only these variants; None for all.
+        rows: Numbers of stored sagas.
+        active: How many of them are used; None for all.
+        callers: Numbers of concurrent callers.
+        operations: Names of operations, in the order in which they run.
+        seconds: The time of a round; None with ``ops``.
+        ops: The operations of a round instead.
+        repeat: How many rounds.
+        directory: Where the databases are made.
+    """
+
+    stores: tuple[str, ...]
+    variants: tuple[str, ...] | None
+    rows: tuple[int, ...]
+    active: int | None
+    callers: tuple[int, ...]
+    operations: tuple[str, ...]
+    seconds: float | None
+    ops: int | None
+    repeat: int
+    directory: Path
+
+    def parameters(self) -> dict[str, Any]:
+        """The plan as plain JSON values, without where it runs."""
+        fields = {**self.__dict__}
+        del fields["directory"]
+        return fields
+
+    def variants_of(self, backend: Backend) -> list[str]:
+        """The variants of a backend that are measured."""
+        return [variant for variant in backend.variants if self.variants is None or variant in self.variants]
+
+
+class Watcher(Protocol):
+    """Is told how far a run has come."""
+
+    def total(self, steps: int) -> None:
+        """How many steps there will be."""
+
+    def doing(self, what: str) -> None:
+        """What happens now."""
+
+    def step(self) -> None:
+        """A step is done."""
+
+
+def run(plan: Plan, watcher: Watcher) -> Report:
+    """Measure everything that a plan names.
+
+    Args:
+        plan: The plan.
+        watcher: Is told how far it has come.
+
+    Raises:
+        BenchmarkError: A subject failed, or gave a wrong result.
+    """
+    chosen = [backends.load(name) for name in plan.stores]
+    watcher.total(sum(_steps(plan, backend) for backend in chosen))
+    report = Report(
+        machine=describe(chosen, plan.directory),
+        fsync=fsync_latency(plan.directory),
+        parameters=plan.parameters(),
+    )
+    for backend in chosen:
+        for rows in plan.rows:
+            _run_rows(plan, watcher, report, backend, rows)
+    report.growth = growth(report.figures)
+    report.targets = [result for backend in chosen for result in check_targets(backend, report)]
+    return report
+
+
+def _steps(plan: Plan, backend: Backend) -> int:
+    walks = "walk" in plan.operations
+    rounds = (len(plan.operations) - walks) * len(plan.callers) * plan.repeat + walks
+    subjects = len(backend.peers) + 1
+    return len(plan.rows) * (1 + len(plan.variants_of(backend)) * subjects * rounds)
+
+
+def _run_rows(plan: Plan, watcher: Watcher, report: Report, backend: Backend, rows: int) -> None:
+    watcher.doing(f"{backend.name}: storing {rows:,} sagas")
+    template = plan.directory / f"{backend.name}-{rows}"
+    prepare(Prepare(backend.name, str(template), rows))
+    watcher.step()
+    for variant in plan.variants_of(backend):
+        with ExitStack() as stack:
+            children = {
+                subject: stack.enter_context(_child(plan, backend, subject, variant, template, rows))
+                for subject in (STORE, *backend.peers)
+            }
+            for child in children.values():
+                child.wait_until_open()
+            os.sync()  # so that no round pays for writing out the copies
+            _Field(plan, watcher, report, (backend.name, variant, rows), children).run()
+
+
+def _child(plan: Plan, backend: Backend, subject: str, variant: str, template: Path, rows: int) -> Child:
+    directory = plan.directory / f"{template.name}-{variant}-{subject}"
+    active = rows if plan.active is None else min(rows, plan.active)
+    return Child(Serve(backend.name, subject, variant, str(directory), rows, active), template)
+
+
+class _Field:
+    """The subjects of one store, variant and number of rows, all open."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        watcher: Watcher,
+        report: Report,
+        where: tuple[str, str, int],
+        children: dict[str, Child],
+    ) -> None:
+        self.plan = plan
+        self.watcher = watcher
+        self.report = report
+        self.where = where
+        self.children = children
+
+    def run(self) -> None:
+        for operation in self.plan.operations:
+            if operation == "walk":
+                self.walk()
+                continue
+            for callers in self.plan.callers:
+                self.measure(operation, callers)
+
+    def measure(self, operation: str, callers: int) -> None:
+        self.watcher.doing(f"{' '.join(map(str, self.where))} {operation}, {callers} callers")
+        command = Measure(operation, callers, self.plan.seconds, self.plan.ops)
+        rounds: dict[str, list[Measured]] = {subject: [] for subject in self.children}
+        for turn in range(self.plan.repeat):
+            for subject in self.in_turn(turn):
+                rounds[subject].append(self.children[subject].ask(command, Measured))
+                self.watcher.step()
+        if operation in WRITES:
+            for child in self.children.values():
+                child.ask(Verify(), Ready)
+        self.report.figures += summarize(self.where, operation, callers, rounds)
+
+    def in_turn(self, turn: int) -> Iterator[str]:
+        """The subjects, another one first in each round: none always runs in the wake of the same other."""
+        subjects = list(self.children)
+        first = turn % len(subjects)
+        yield from subjects[first:] + subjects[:first]
+
+    def walk(self) -> None:
+        store, variant, rows = self.where
+        self.watcher.doing(f"{' '.join(map(str, self.where))} walk")
+        for subject, child in self.children.items():
+            walked = child.ask(Walk(), Walked)
+            self.watcher.step()
+            self.report.walks.append(
+                WalkFigure(
+                    store=store,
+                    variant=variant,
+                    rows=rows,
+                    subject=subject,
+                    sagas=walked.sagas,
+                    per_second=walked.sagas / walked.seconds,
+                    growth_mb=walked.peak_mb - walked.before_mb,
+                    peak_mb=walked.peak_mb,
+                )
+            )

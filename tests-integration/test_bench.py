@@ -1,0 +1,266 @@
+"""The benchmark's harness, on runs too short to mean anything: shape, checks and bad options, no timing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from bench import backends
+from bench.cli import main
+from bench.figures import STORE, Report, check_targets, growth, summarize
+from bench.measure import Measured, drive, percentile
+from bench.operations import OPERATIONS, BenchmarkError, Orders
+from bench.subjects import Target
+from bench.workload import correlation_id_of, saga_id_of, state_of
+
+HERE = Path(__file__).parent
+
+
+def bench(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "bench", *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(HERE)},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("bench")
+    path, data = directory / "figures.json", directory / "data"
+    data.mkdir()
+    answer = bench(
+        "--rows", "50,60", "--callers", "1,4", "--seconds", "0.01", "--repeat", "2",
+        "--json", path, "--directory", data, "--targets",
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    assert list(data.iterdir()) == []
+    return answer.stdout, json.loads(path.read_text())
+
+
+def test_every_store_and_peer_has_every_figure(tiny_run):
+    _, report = tiny_run
+    found = {
+        (each["store"], each["variant"], each["rows"], each["subject"], each["operation"], each["callers"])
+        for each in report["figures"]
+    }
+    assert found == {
+        (name, variant, rows, subject, operation, callers)
+        for name in backends.names()
+        for variant in backends.load(name).variants
+        for rows in (50, 60)
+        for subject in (STORE, *backends.load(name).peers)
+        for operation in OPERATIONS
+        for callers in (1, 4)
+    }
+    assert {"inmemory", "sqlite"} <= {each["store"] for each in report["figures"]}
+
+
+def test_a_figure_is_complete_and_the_store_has_a_ratio_to_each_peer(tiny_run):
+    _, report = tiny_run
+    for figure in report["figures"]:
+        assert len(figure["rounds"]) == 2
+        assert all(each["operations"] >= 1 for each in figure["rounds"])
+        assert figure["per_second"] > 0
+        assert 0 < figure["p50_us"] <= figure["p99_us"]
+        assert figure["peak_mb"] > 1
+        peers = set(backends.load(figure["store"]).peers)
+        assert set(figure["ratios"]) == (peers if figure["subject"] == STORE else set())
+        assert all(ratio > 0 for ratio in figure["ratios"].values())
+
+
+def test_walks_growth_and_targets(tiny_run):
+    _, report = tiny_run
+    assert all(walk["sagas"] == walk["rows"] for walk in report["walks"])
+    assert all(walk["growth_mb"] >= 0 for walk in report["walks"])
+    assert len(report["walks"]) * len(OPERATIONS) * 2 == len(report["figures"])
+    assert len(report["growth"]) * 2 == len(report["figures"])
+    assert {(each["fewest"], each["most"]) for each in report["growth"]} == {(50, 60)}
+    assert len(report["targets"]) == sum(len(backends.load(name).targets) for name in backends.names())
+    assert any(each["met"] is None for each in report["targets"])  # 1,000,000 sagas, for one
+
+
+def test_the_report_says_where_and_with_what_it_was_made(tiny_run):
+    printed, report = tiny_run
+    machine = report["machine"]
+    assert machine["date"].endswith("+00:00")
+    assert machine["cpus"] == os.cpu_count()
+    assert {"SQLite", "aiosqlite", "msgspec", "saga-bus-store-sqlite"} <= set(machine["versions"])
+    assert report["fsync"]["p50_us"] > 0
+    assert report["parameters"]["rows"] == [50, 60]
+    assert report["parameters"]["seconds"] == 0.01
+    for words in (machine["python"], f"SQLite {machine['versions']['SQLite']}", "fsync", "Targets", "not in this run"):
+        assert words in printed
+
+
+def test_options_choose_what_runs(tmp_path):
+    path, picture = tmp_path / "figures.json", tmp_path / "out.png"
+    answer = bench(
+        "--store", "inmemory", "--operations", "update", "--callers", "2", "--rows", "10", "--active", "5",
+        "--ops", "7", "--repeat", "1", "--json", path, "--plot", picture,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    report = json.loads(path.read_text())
+    assert [(each["subject"], each["rounds"][0]["operations"]) for each in report["figures"]] == [
+        (STORE, 8),
+        ("dict", 8),
+    ]
+    assert report["walks"] == report["growth"] == []
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--store", "oracle"], "unknown store 'oracle'"),
+        (["--store", "sqlite,"], "empty name"),
+        (["--operations", "delete"], "unknown operation 'delete'"),
+        (["--variants", "fast"], "unknown variant 'fast'"),
+        (["--callers", "0"], "'0' is no whole number of at least 1"),
+        (["--rows", "many"], "'many' is no whole number"),
+        (["--rows", "10"], "32 callers need as many sagas"),
+        (["--seconds", "-1"], "'-1' is no time"),
+        (["--seconds", "1", "--ops", "5"], "not allowed with"),
+        (["--json", "no/such/place.json"], "cannot be written"),
+        (["--directory", "no/such/place"], "is no directory"),
+        (["--fast"], "unrecognized arguments"),
+    ],
+)
+def test_bad_options_end_with_two_and_say_why(arguments, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+class Broken:
+    """A peer of the in-memory store that can be broken in one way."""
+
+    def __init__(self, *, lost=(), stale=False, hole=False):
+        self.good = backends.load("inmemory").subject("dict", "memory", Path(), 20)
+        self.lost, self.stale, self.hole = lost, stale, hole
+        self.writes = 0
+
+    def __getattr__(self, name):
+        return getattr(self.good, name)
+
+    async def update(self, state, expected_version):
+        self.writes += 1
+        if self.writes not in self.lost:
+            await self.good.update(state, expected_version)
+
+    async def get_by_id(self, saga_id):
+        return state_of(int(saga_id[-12:], 16), 0) if self.stale else await self.good.get_by_id(saga_id)
+
+    async def find(self, cursor, limit):
+        states, cursor = await self.good.find(cursor, limit)
+        return (states[1:] if self.hole else states), cursor
+
+
+async def opened(**faults):
+    broken = Broken(**faults)
+    await broken.good.open()
+    return Orders(broken, rows=20, active=20)
+
+
+async def check_updates(**faults):
+    orders = await opened(**faults)
+    await drive(orders.steps("update", 1), operations=3)
+    await orders.verify()
+
+
+def test_a_subject_that_works_passes_every_check():
+    async def run():
+        orders = await opened()
+        for operation in OPERATIONS:
+            await drive(orders.steps(operation, 4), operations=40)
+            await orders.verify()
+        assert await orders.walk() == orders.stored == 60
+
+    asyncio.run(run())
+
+
+def test_a_lost_update_a_stale_read_and_a_missing_saga_fail_the_benchmark():
+    with pytest.raises(BenchmarkError, match="20 sagas with 2 updates, expected 20 with 3"):
+        asyncio.run(check_updates(lost={3}))
+    with pytest.raises(BenchmarkError, match="expected version 1, got"):
+        asyncio.run(check_updates(stale=True))
+
+    async def walk():
+        await (await opened(hole=True)).walk()
+
+    with pytest.raises(BenchmarkError, match="the walk has 19 sagas"):
+        asyncio.run(walk())
+
+
+def test_callers_share_no_saga():
+    async def run():
+        orders = await opened()
+        touched = []
+        for caller in range(3):
+            pick = orders._numbers(caller, 3)
+            touched.append({pick() for _ in range(200)})
+        assert sum(map(len, touched)) == len(set.union(*touched)) == 18
+
+    asyncio.run(run())
+
+
+def test_orders_are_distinct_and_about_one_kilobyte():
+    assert 900 < len(msgspec.json.encode(state_of(7, 3))) < 1100
+    assert len({saga_id_of(number) for number in range(5000)}) == 5000
+    assert len({correlation_id_of(number) for number in range(5000)}) == 5000
+    ids = [saga_id_of(number) for number in (0, 9, 10, 255, 256, 999_999)]
+    assert ids == sorted(ids)
+
+
+def test_percentiles_are_nearest_rank():
+    values = [float(value) for value in range(1, 101)]
+    assert percentile(values, 0.5) == 50
+    assert percentile(values, 0.99) == 99
+    assert percentile([4.0], 0.99) == 4
+
+
+def test_ratios_are_the_median_of_the_rounds_own_ratios():
+    def rounds(*throughputs):
+        return [Measured(10, 1.0, each, 1.0, 2.0, 30.0) for each in throughputs]
+
+    figures = summarize(
+        ("sqlite", "full", 1000),
+        "update",
+        32,
+        {STORE: rounds(100.0, 50.0, 90.0), "aiosqlite": rounds(10.0, 10.0, 10.0)},
+    )
+    assert figures[0].ratios == {"aiosqlite": 9.0}
+    assert figures[0].per_second == 90
+    assert figures[1].ratios == {}
+    more = summarize(("sqlite", "full", 4000), "update", 32, {STORE: rounds(45.0)})
+    assert [(each.fewest, each.most, each.ratio) for each in growth(figures + more)] == [(1000, 4000, 0.5)]
+
+
+def test_targets_are_compared_with_the_figures():
+    class Two:
+        name = "inmemory"
+        targets = (
+            Target("ratio", 2, "update", "memory", peer="dict"),
+            Target("throughput", 1000, "update", "memory"),
+            Target("growth", 0.75, "update", "memory", rows=1_000_000),
+        )
+
+    rounds = {STORE: [Measured(1, 1.0, 900.0, 1.0, 1.0, 1.0)], "dict": [Measured(1, 1.0, 300.0, 1.0, 1.0, 1.0)]}
+    report = Report(
+        machine={}, fsync={}, parameters={}, figures=summarize(("inmemory", "memory", 10), "update", 1, rounds)
+    )
+    results = check_targets(Two(), report)
+    assert [(each.measured, each.met) for each in results] == [(3.0, True), (900.0, False), (None, None)]
+    assert results[0].text == "memory, 1 caller: update at least 2 x dict"
