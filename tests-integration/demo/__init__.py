@@ -1,0 +1,1 @@
+"""The demo: worker processes race on the same sagas, one is killed, and nothing may get lost."""
