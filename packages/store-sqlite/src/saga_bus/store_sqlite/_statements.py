@@ -1,0 +1,62 @@
+"""The statements on single sagas, and the purge."""
+
+from __future__ import annotations
+
+from saga_bus.store.identifiers import quote_identifier
+from saga_bus.store_sqlite._schema import COMPLETED
+
+__all__ = ["Statements"]
+
+INSERT = """\
+INSERT INTO {table} (saga_name, saga_id, correlation_id, version, is_completed, created_at, updated_at,
+                     archived_at, timeout_expires_at, outbox_pending, state)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+
+# created_at is compared, not set, because setting it would rewrite the entries of its indexes every time.
+UPDATE = """\
+UPDATE {table}
+SET version = ?1, is_completed = ?2, updated_at = ?3, archived_at = ?4, timeout_expires_at = ?5,
+    outbox_pending = ?6, state = ?7
+WHERE saga_name = ?8 AND saga_id = ?9 AND version = ?10 AND created_at = ?11"""
+
+# For the rare state whose created_at was changed.
+UPDATE_WITH_CREATED_AT = """\
+UPDATE {table}
+SET version = ?1, is_completed = ?2, updated_at = ?3, archived_at = ?4, timeout_expires_at = ?5,
+    outbox_pending = ?6, state = ?7, created_at = ?11
+WHERE saga_name = ?8 AND saga_id = ?9 AND version = ?10"""
+
+DELETE = "DELETE FROM {table} WHERE saga_name = ? AND saga_id = ?"
+DELETE_VERSION = "DELETE FROM {table} WHERE saga_name = ? AND saga_id = ? AND version = ?"
+
+SELECT_VERSION = "SELECT version FROM {table} WHERE saga_name = ? AND saga_id = ?"
+SELECT_BY_ID = "SELECT state FROM {table} WHERE saga_name = ? AND saga_id = ?"
+SELECT_BY_CORRELATION_ID = "SELECT state FROM {table} WHERE saga_name = ? AND correlation_id = ?"
+
+PURGE = """\
+DELETE FROM {table}
+WHERE rowid IN (
+    SELECT rowid FROM {table} INDEXED BY {completed}
+    WHERE saga_name = ? AND is_completed = 1 AND updated_at < ?
+    LIMIT ?
+)"""
+
+
+class Statements:
+    """The statements for one table.
+
+    Args:
+        table: The table's name, not quoted.
+    """
+
+    def __init__(self, table: str) -> None:
+        names = {"table": quote_identifier(table), "completed": COMPLETED.name(table)}
+        self.insert = INSERT.format(**names)
+        self.update = UPDATE.format(**names)
+        self.update_with_created_at = UPDATE_WITH_CREATED_AT.format(**names)
+        self.delete = DELETE.format(**names)
+        self.delete_version = DELETE_VERSION.format(**names)
+        self.select_version = SELECT_VERSION.format(**names)
+        self.select_by_id = SELECT_BY_ID.format(**names)
+        self.select_by_correlation_id = SELECT_BY_CORRELATION_ID.format(**names)
+        self.purge = PURGE.format(**names)
