@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from tools import build
+from tools import build, leg
 from tools.archives import check_sdist, check_together, check_wheel, extras_of, modules_of, siblings_of
 from tools.lonely import check_alone
 from tools.workspace import Package
@@ -125,3 +125,17 @@ def test_a_problem_is_told_and_makes_the_exit_code_1(tmp_path, capsys, monkeypat
     monkeypatch.setattr(build, "packages", lambda: [toy])
     assert build.main(["--out", str(tmp_path / "dist")]) == 1
     assert "REFUSED" in capsys.readouterr().err
+
+
+def test_the_lowest_leg_refuses_a_version_that_is_higher():
+    frozen = "msgspec==0.20.0\npytest==8.4.2\nsaga-bus-store @ file:///store.whl\n"
+    assert leg.is_lowest("msgspec>=0.20", frozen)
+    assert leg.is_lowest("msgspec>=0.20,<1", frozen)
+    assert not leg.is_lowest("pytest>=8.4", frozen)
+    assert not leg.is_lowest("hypothesis>=6.142", frozen)
+
+
+def test_the_lowest_leg_asks_for_everything_that_is_declared():
+    requirements = leg.third_party_requirements()
+    assert {"msgspec", "pytest", "hypothesis"} <= {need.partition(">=")[0] for need in requirements}
+    assert all(">=" in need and not need.startswith("saga-bus-") for need in requirements)

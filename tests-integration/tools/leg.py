@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from tools.build import build
 from tools.lonely import uv
 from tools.workspace import ROOT, packages
 
-__all__ = ["main"]
+__all__ = ["is_lowest", "main", "third_party_requirements"]
 
 _WHERE = "import saga_bus.store, sys; print(saga_bus.store.__file__, file=sys.stderr)"
 
@@ -39,19 +40,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(folder: Path, leg: str, interpreter: str) -> int:
     python = folder / "env" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     wheels = [_with_extras(build(package, folder)[0], package.project()) for package in packages()]
+    # Given on the command line they are direct, and only direct ones are resolved to their lowest version.
+    direct = third_party_requirements()
     resolution = "lowest-direct" if leg == "lowest" else "highest"
     for step in (
         ("venv", "--no-project", "--python", interpreter, str(folder / "env")),
-        ("pip", "install", "--python", str(python), "--resolution", resolution, *wheels),
+        ("pip", "install", "--python", str(python), "--resolution", resolution, *direct, *wheels),
         # What is installed already and fits stays, so the lowest versions do.
         ("pip", "install", "--python", str(python), "--group", f"{ROOT / 'pyproject.toml'}:test"),
-        ("pip", "list", "--python", str(python)),
+        ("pip", "freeze", "--python", str(python)),
     ):
         done = uv(*step, cwd=folder)
         print(done.stdout, end="", flush=True)
         if done.returncode != 0:
             print(done.stderr, file=sys.stderr)
             return 1
+    if leg == "lowest" and (higher := [need for need in direct if not is_lowest(need, done.stdout)]):
+        print(f"not at their lowest version: {', '.join(higher)}", file=sys.stderr)
+        return 1
     tests = [str(package.folder / "tests") for package in packages()]
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     where = subprocess.run([python, "-c", _WHERE], cwd=ROOT, env=clean, check=True, capture_output=True, text=True)
@@ -59,6 +65,28 @@ def _run(folder: Path, leg: str, interpreter: str) -> int:
         print(f"saga_bus.store comes from {where.stderr.strip()}, not from its wheel", file=sys.stderr)
         return 1
     return subprocess.run([python, "-m", "pytest", *tests], cwd=ROOT, env=clean, check=False).returncode
+
+
+def third_party_requirements() -> list[str]:
+    """What the packages declare, their extras included, but for one another."""
+    projects = [package.project() for package in packages()]
+    needs = {need for project in projects for need in project.get("dependencies", [])}
+    needs |= {
+        need for project in projects for extra in project.get("optional-dependencies", {}).values() for need in extra
+    }
+    return sorted(need for need in needs if not need.startswith("saga-bus-"))
+
+
+def is_lowest(requirement: str, frozen: str) -> bool:
+    """Whether the lowest version that fits a requirement is the one that is installed.
+
+    Args:
+        requirement: ``name>=version``, with or without an upper bound.
+        frozen: What ``pip freeze`` says.
+    """
+    name, _, bounds = requirement.partition(">=")
+    lowest = re.escape(bounds.partition(",")[0])
+    return re.search(rf"^{re.escape(name)}=={lowest}(\.0)*$", frozen, re.MULTILINE) is not None
 
 
 def _with_extras(wheel: Path, project: dict[str, dict[str, object]]) -> str:
