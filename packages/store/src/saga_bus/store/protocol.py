@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 from saga_bus.store.query import Page, SagaFilter
@@ -38,7 +38,7 @@ class StoreCapabilities:
         schema: ``create_schema``, ``check_schema`` and ``drop_schema``.
         transactions: ``bind``.
         ping: ``ping``.
-        completed_ttl: The store was told to let completed sagas expire by themselves.
+        completed_ttl: How long after its last update a completed saga expires by itself, None for never.
         processes: Several processes can work on the same data.
         max_state_bytes: The largest encoded state in bytes, None when there is no limit worth knowing.
     """
@@ -49,7 +49,7 @@ class StoreCapabilities:
     schema: bool = False
     transactions: bool = False
     ping: bool = False
-    completed_ttl: bool = False
+    completed_ttl: timedelta | None = None
     processes: bool = False
     max_state_bytes: int | None = None
 
