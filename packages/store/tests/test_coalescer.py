@@ -1,0 +1,474 @@
+"""The coalescer: order, isolation, cancellation, and no wait for a lone caller."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from saga_bus.store import Coalescer, InvalidSagaError, OutcomeUnknownError, StoreUnavailableError
+
+
+class Gate:
+    """A run() that records its groups and holds each back until it is let through."""
+
+    def __init__(self, outcome: Callable[[Any], Any] = lambda item: ("done", item)) -> None:
+        self.groups: list[list[Any]] = []
+        self.turns = asyncio.Semaphore(0)
+        self.outcome = outcome
+
+    async def __call__(self, items: Sequence[Any]) -> list[Any]:
+        self.groups.append(list(items))
+        await self.turns.acquire()
+        return [self.outcome(item) for item in items]
+
+    def let(self, groups: int = 1000) -> None:
+        for _ in range(groups):
+            self.turns.release()
+
+    async def entered(self, groups: int) -> None:
+        while len(self.groups) < groups:  # noqa: ASYNC110 - turns of the loop, not time
+            await asyncio.sleep(0)
+
+
+async def started(*coroutines: Any) -> list[asyncio.Task[Any]]:
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def behind_a_leader(gate: Any, *items: Any, **options: Any) -> tuple[asyncio.Task[Any], list[asyncio.Task[Any]]]:
+    """A leader held in flight, and the calls that wait behind it."""
+    coalescer: Coalescer[Any, Any] = Coalescer(gate, **options)
+    (leader,) = await started(coalescer.call("leader"))
+    return leader, await started(*(coalescer.call(item) for item in items))
+
+
+def test_a_lone_caller_runs_before_any_other_ready_callback() -> None:
+    async def scenario() -> list[str]:
+        seen: list[str] = []
+
+        async def run(items: Sequence[str]) -> Sequence[str]:
+            seen.append("run")
+            return items
+
+        asyncio.get_running_loop().call_soon(seen.append, "another callback")
+        assert await Coalescer[str, str](run).call("x") == "x"
+        return list(seen)
+
+    assert asyncio.run(scenario()) == ["run"]
+
+
+def test_a_caller_after_a_finished_group_is_lone_again() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        coalescer: Coalescer[Any, Any] = Coalescer(gate)
+        gate.let()
+        await asyncio.gather(*(coalescer.call(item) for item in range(5)))
+        await coalescer.join()
+        groups_before = len(gate.groups)
+        ticked: list[int] = []
+        asyncio.get_running_loop().call_soon(ticked.append, groups_before)
+        await coalescer.call("lone")
+        assert ticked == []
+        assert gate.groups[groups_before:] == [["lone"]]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("max_size", "groups"), [(128, [1, 99]), (50, [1, 50, 49]), (1, [1] * 100)])
+def test_concurrent_calls_leave_in_order_in_groups_of_at_most_max_size(max_size: int, groups: list[int]) -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        coalescer: Coalescer[int, Any] = Coalescer(gate, max_size=max_size)
+        calls = await started(*(coalescer.call(item) for item in range(100)))
+        gate.let()
+        assert await asyncio.gather(*calls) == [("done", item) for item in range(100)]
+        assert [len(group) for group in gate.groups] == groups
+        assert [item for group in gate.groups for item in group] == list(range(100))
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("max_size", [0, -1])
+def test_a_group_of_no_size_is_refused(max_size: int) -> None:
+    with pytest.raises(InvalidSagaError, match="max_size"):
+        Coalescer(Gate(), max_size=max_size)
+
+
+def test_a_group_holds_each_key_once_is_sorted_by_key_and_keeps_the_order_of_one_key() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        items = [("b", 1), ("a", 1), ("b", 2), ("c", 1), ("b", 3), ("a", 2)]
+        leader, calls = await behind_a_leader(gate, *items, key=lambda item: item[0], max_size=2)
+        gate.let()
+        await asyncio.gather(leader, *calls)
+        assert gate.groups == [
+            ["leader"],
+            [("a", 1), ("b", 1)],
+            [("b", 2), ("c", 1)],
+            [("a", 2), ("b", 3)],
+        ]
+
+    asyncio.run(scenario())
+
+
+def test_calls_of_one_key_never_run_at_the_same_time() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        leader, calls = await behind_a_leader(gate, *["k"] * 5, key=str)
+        gate.let()
+        await asyncio.gather(leader, *calls)
+        assert gate.groups == [["leader"], *[["k"]] * 5]
+
+    asyncio.run(scenario())
+
+
+def test_an_outcome_that_is_an_exception_is_raised_to_its_caller_alone() -> None:
+    async def scenario() -> None:
+        gate = Gate(lambda item: KeyError(item) if item in ("leader", "bad") else item)
+        leader, calls = await behind_a_leader(gate, "a", "bad", "c")
+        gate.let()
+        results = await asyncio.gather(leader, *calls, return_exceptions=True)
+        assert [repr(result) for result in results] == ["KeyError('leader')", "'a'", "KeyError('bad')", "'c'"]
+        assert gate.groups == [["leader"], ["a", "bad", "c"]]
+
+    asyncio.run(scenario())
+
+
+def test_a_group_that_raises_runs_again_one_by_one_so_that_only_the_bad_item_fails() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+
+        async def run(items: Sequence[str]) -> Sequence[Any]:
+            outcomes = await gate(items)
+            if "bad" in items:
+                raise ValueError(f"{len(items)} items")
+            return outcomes
+
+        leader, calls = await behind_a_leader(run, "a", "bad", "c")
+        gate.let()
+        results = await asyncio.gather(leader, *calls, return_exceptions=True)
+        assert results[::2] == [("done", "leader"), results[2]]
+        assert repr(results[2]) == "ValueError('1 items')"
+        assert [results[1], results[3]] == [("done", "a"), ("done", "c")]
+        assert gate.groups == [["leader"], ["a", "bad", "c"], ["a"], ["bad"], ["c"]]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("error", [StoreUnavailableError("down"), OutcomeUnknownError("cut")])
+def test_an_unavailable_store_is_told_to_the_whole_group_and_nothing_runs_again(error: Exception) -> None:
+    async def scenario() -> None:
+        gate = Gate()
+
+        async def run(items: Sequence[str]) -> Sequence[Any]:
+            outcomes = await gate(items)
+            if items[0] == "a":
+                raise error
+            return outcomes
+
+        leader, calls = await behind_a_leader(run, "a", "b", "c", max_size=2)
+        gate.let()
+        results = await asyncio.gather(leader, *calls, return_exceptions=True)
+        assert results == [("done", "leader"), error, error, ("done", "c")]
+        assert gate.groups == [["leader"], ["a", "b"], ["c"]]
+
+    asyncio.run(scenario())
+
+
+def test_a_lone_caller_gets_what_run_raised_and_hands_over() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+
+        async def run(items: Sequence[str]) -> Sequence[Any]:
+            outcomes = await gate(items)
+            if items[0] == "leader":
+                raise ZeroDivisionError
+            return outcomes
+
+        leader, calls = await behind_a_leader(run, "a")
+        gate.let()
+        with pytest.raises(ZeroDivisionError):
+            await leader
+        assert await calls[0] == ("done", "a")
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("outcomes", [[], [1], [1, 2, 3]], ids=["none", "too few", "too many"])
+def test_a_wrong_number_of_outcomes_is_an_error_of_that_group_which_is_not_run_again(outcomes: list[int]) -> None:
+    async def scenario() -> None:
+        gate = Gate()
+
+        async def run(items: Sequence[str]) -> Sequence[Any]:
+            answers = await gate(items)
+            return outcomes if "a" in items else answers
+
+        leader, calls = await behind_a_leader(run, "a", "b", "c", max_size=2)
+        gate.let()
+        results = await asyncio.gather(leader, *calls, return_exceptions=True)
+        assert [results[0], results[3]] == [("done", "leader"), ("done", "c")]
+        for result in results[1:3]:
+            assert isinstance(result, RuntimeError)
+            assert str(result) == f"run() returned {len(outcomes)} outcomes for 2 items"
+        assert gate.groups == [["leader"], ["a", "b"], ["c"]]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("outcomes", [[], [1, 2]])
+def test_a_wrong_number_of_outcomes_is_a_clear_error_for_a_lone_caller(outcomes: list[int]) -> None:
+    async def run(items: Sequence[str]) -> Sequence[int]:
+        return outcomes
+
+    with pytest.raises(RuntimeError, match=r"run\(\) returned . outcomes for 1 items"):
+        asyncio.run(Coalescer(run).call("x"))
+
+
+def test_keys_that_cannot_be_compared_are_told_to_the_callers_who_do_not_hang() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        leader, calls = await behind_a_leader(gate, 1, "a", key=lambda item: item)
+        gate.let()
+        results = await asyncio.gather(leader, *calls, return_exceptions=True)
+        assert [type(result) for result in results] == [tuple, TypeError, TypeError]
+
+    asyncio.run(scenario())
+
+
+def test_a_driver_that_cancels_itself_fails_its_own_group_only() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+
+        async def run(items: Sequence[str]) -> Sequence[Any]:
+            outcomes = await gate(items)
+            if items[0] == "a":
+                raise asyncio.CancelledError
+            return outcomes
+
+        leader, calls = await behind_a_leader(run, "a", "b", "c", max_size=2)
+        gate.let()
+        results = await asyncio.gather(leader, *calls, return_exceptions=True)
+        assert [type(result) for result in results] == [tuple, asyncio.CancelledError, asyncio.CancelledError, tuple]
+
+    asyncio.run(scenario())
+
+
+def test_a_waiting_caller_that_is_cancelled_is_never_sent() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        leader, calls = await behind_a_leader(gate, "a", "b", "c")
+        calls[1].cancel()
+        gate.let()
+        results = await asyncio.gather(leader, *calls, return_exceptions=True)
+        assert [results[0], results[1], results[3]] == [("done", item) for item in ("leader", "a", "c")]
+        assert isinstance(results[2], asyncio.CancelledError)
+        assert gate.groups == [["leader"], ["a", "c"]]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("cancelled", [{0}, {1, 2}, {0, 1, 2}])
+def test_cancelling_callers_in_flight_never_cancels_the_group(cancelled: set[int]) -> None:
+    async def scenario() -> None:
+        gate, completed = Gate(), []
+
+        async def run(items: Sequence[str]) -> Sequence[Any]:
+            outcomes = await gate(items)
+            completed.append(list(items))
+            return outcomes
+
+        leader, calls = await behind_a_leader(run, "a", "b", "c")
+        gate.let(1)
+        await leader
+        await gate.entered(2)
+        for index in cancelled:
+            calls[index].cancel()
+        await asyncio.sleep(0)
+        gate.let()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        for index, result in enumerate(results):
+            assert isinstance(result, asyncio.CancelledError) == (index in cancelled)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert completed == [["leader"], ["a", "b", "c"]]
+
+    asyncio.run(scenario())
+
+
+def test_an_error_for_a_caller_that_is_gone_disturbs_nobody() -> None:
+    async def scenario() -> None:
+        gate = Gate(lambda item: KeyError(item) if item == "a" else item)
+        leader, calls = await behind_a_leader(gate, "a", "b")
+        gate.let(1)
+        await leader
+        await gate.entered(2)
+        calls[0].cancel()
+        gate.let()
+        assert await calls[1] == "b"
+
+    asyncio.run(scenario())
+
+
+def test_cancelling_the_lone_leader_stops_its_own_run_and_the_others_go_on() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        leader, calls = await behind_a_leader(gate, "a", "b")
+        leader.cancel()
+        gate.let()
+        with pytest.raises(asyncio.CancelledError):
+            await leader
+        assert await asyncio.gather(*calls) == [("done", "a"), ("done", "b")]
+        assert gate.groups == [["leader"], ["a", "b"]]
+
+    asyncio.run(scenario())
+
+
+def test_after_everyone_was_cancelled_the_next_call_is_served() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        coalescer: Coalescer[str, Any] = Coalescer(gate)
+        tasks = await started(*(coalescer.call(item) for item in "abcd"))
+        for task in tasks:
+            task.cancel()
+        assert all(isinstance(r, asyncio.CancelledError) for r in await asyncio.gather(*tasks, return_exceptions=True))
+        gate.let()
+        assert await coalescer.call("next") == ("done", "next")
+        assert gate.groups == [["a"], ["next"]]
+
+    asyncio.run(scenario())
+
+
+def test_join_waits_for_what_is_in_flight_and_waiting_and_for_nothing_else() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        coalescer: Coalescer[str, Any] = Coalescer(gate)
+        await coalescer.join()
+        calls = await started(*(coalescer.call(item) for item in "abc"))
+        joining = await started(coalescer.join(), coalescer.join(), coalescer.join())
+        joining[0].cancel()
+        await asyncio.sleep(0)
+        assert [task.done() for task in joining] == [True, False, False]
+        gate.let()
+        await asyncio.gather(*joining[1:])
+        assert all(call.done() for call in calls)
+        await coalescer.join()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("leader_is_done", [False, True], ids=["leader in flight", "group in flight"])
+def test_a_stopped_loop_leaves_no_hung_call_and_no_warning(
+    leader_is_done: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks: list[asyncio.Task[Any]] = []
+
+    async def scenario() -> None:
+        gate = Gate()
+        coalescer: Coalescer[str, Any] = Coalescer(gate, max_size=2)
+        tasks.extend(await started(*(coalescer.call(item) for item in "abcdef"), coalescer.join()))
+        if leader_is_done:
+            gate.let(1)
+            await tasks[0]
+            await gate.entered(2)
+
+    with caplog.at_level(logging.DEBUG, logger="asyncio"):
+        asyncio.run(scenario())
+        assert all(task.done() for task in tasks)
+        assert [task.cancelled() for task in tasks[1:]] == [True] * 6
+        tasks.clear()
+        gc.collect()
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+CALLS = st.lists(
+    st.tuples(
+        st.integers(0, 6),  # event loop turns before the call
+        st.sampled_from(["ok", "ok", "ok", "outcome", "raise", "unavailable"]),
+        st.integers(0, 3),  # its key
+        st.none() | st.integers(0, 8),  # event loop turns before it is cancelled
+    ),
+    max_size=30,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(calls=CALLS, max_size=st.integers(1, 5), keyed=st.booleans(), turns=st.integers(0, 3))
+def test_every_caller_gets_its_own_result_exactly_once_whatever_arrives_fails_or_is_cancelled(  # noqa: C901
+    calls: list[tuple[int, str, int, int | None]], max_size: int, keyed: bool, turns: int
+) -> None:
+    runs: Counter[int] = Counter()
+    order: defaultdict[int, list[int]] = defaultdict(list)
+    unavailable: set[int] = set()
+
+    async def run(items: Sequence[tuple[int, str, int]]) -> list[Any]:
+        assert len(items) <= max_size
+        if keyed:
+            keys = [key for _, _, key in items]
+            assert keys == sorted(set(keys))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        kinds = {kind for _, kind, _ in items}
+        if "unavailable" in kinds:
+            unavailable.update(number for number, _, _ in items)
+            raise StoreUnavailableError
+        if "raise" in kinds:
+            raise ArithmeticError(items[0][0])
+        for number, _, key in items:
+            runs[number] += 1
+            order[key].append(number)
+        return [KeyError(number) if kind == "outcome" else number for number, kind, _ in items]
+
+    async def scenario() -> list[Any]:
+        coalescer: Coalescer[tuple[int, str, int], int] = Coalescer(
+            run, max_size=max_size, key=(lambda item: item[2]) if keyed else None
+        )
+        arrived: list[int] = []
+
+        async def caller(number: int, delay: int, kind: str, key: int) -> int:
+            for _ in range(delay):
+                await asyncio.sleep(0)
+            arrived.append(number)
+            return await coalescer.call((number, kind, key))
+
+        async def canceller(task: asyncio.Task[int], delay: int) -> None:
+            for _ in range(delay):
+                await asyncio.sleep(0)
+            task.cancel()
+
+        tasks, cancellers = [], []
+        for number, (delay, kind, key, cancelled_after) in enumerate(calls):
+            tasks.append(asyncio.ensure_future(caller(number, delay, kind, key)))
+            if cancelled_after is not None:
+                cancellers.append(asyncio.ensure_future(canceller(tasks[-1], cancelled_after)))
+        results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
+        await asyncio.gather(*cancellers)
+        await coalescer.join()
+        ranks = {number: rank for rank, number in enumerate(arrived)}
+        for numbers in order.values():
+            assert numbers == sorted(numbers, key=ranks.__getitem__)
+        return results
+
+    for number, result in enumerate(asyncio.run(scenario())):
+        _, kind, _, cancelled_after = calls[number]
+        assert runs[number] <= 1
+        if isinstance(result, asyncio.CancelledError):
+            assert cancelled_after is not None
+        elif isinstance(result, StoreUnavailableError):
+            assert number in unavailable
+        elif kind == "raise":
+            assert repr(result) == f"ArithmeticError({number})"
+        elif kind == "outcome":
+            assert repr(result) == f"KeyError({number})"
+            assert runs[number] == 1
+        else:
+            assert result == number
+            assert runs[number] == 1
