@@ -10,13 +10,16 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
+from contextlib import redirect_stderr, redirect_stdout
 from datetime import UTC, datetime
+from io import StringIO
 from pathlib import Path
 
 import psutil
 import pytest
 
 from demo.cases import plan_cases
+from demo.cli import main
 from demo.coordinator import Coordinator, DemoError, Figures
 from demo.event_log import ColumnNames, EventLogError, read_event_log
 from demo.handling import handle
@@ -41,6 +44,16 @@ def run_demo(*arguments):
     return subprocess.run(
         command(*arguments), env=environment(), capture_output=True, text=True, timeout=TIMEOUT, check=False
     )
+
+
+def call_demo(*arguments):
+    """The demo in this process, for what ends before any worker starts: exit code, output, errors."""
+    with redirect_stdout(StringIO()) as output, redirect_stderr(StringIO()) as errors:
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as end:  # argparse
+            code = end.code
+    return code, output.getvalue(), errors.getvalue()
 
 
 def start_demo(*arguments):
@@ -218,6 +231,11 @@ def test_the_check_finds_what_was_tampered_with(tmp_path):
 # -- what goes wrong on the way --------------------------------------------------------------------------
 
 
+def own_workers():
+    """The workers that this process started and that still run."""
+    return [child for child in psutil.Process().children() if "demo.worker" in child.cmdline()]
+
+
 def test_a_worker_that_dies_by_itself_ends_the_run(tmp_path):
     database = tmp_path / "orders.sqlite"
     asyncio.run(create_schema(database))
@@ -225,12 +243,12 @@ def test_a_worker_that_dies_by_itself_ends_the_run(tmp_path):
 
     def kill_one(figures: Figures):
         if not killed:
-            killed.append(psutil.Process().children()[0])
+            killed.append(own_workers()[0])
             killed[0].kill()
 
     with pytest.raises(DemoError, match=r"worker \d ended with exit code -9"):
         drive(database, plan_orders(500, 1), on_progress=kill_one)
-    assert not [child for child in psutil.Process().children() if "demo.worker" in child.cmdline()]
+    assert own_workers() == []
 
 
 def test_an_error_in_a_worker_ends_the_run(tmp_path):
@@ -246,7 +264,7 @@ async def create_schema(database):
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_no_worker_outlives_the_coordinator(tmp_path, sent, code):
     database = tmp_path / "orders.sqlite"
-    with start_demo("--sagas", 20_000, "--workers", 2, "--db", database) as demo:
+    with start_demo("--sagas", 6_000, "--workers", 2, "--db", database) as demo:
         workers = psutil.Process(demo.pid).children()
         demo.send_signal(sent)
         _, errors = demo.communicate(timeout=TIMEOUT)
@@ -272,9 +290,9 @@ def test_no_worker_outlives_the_coordinator(tmp_path, sent, code):
     ],
 )
 def test_bad_arguments(tmp_path, arguments, message):
-    run = run_demo("--db", tmp_path / "orders.sqlite", *arguments)
-    assert run.returncode == 2
-    assert message in run.stderr
+    code, _, errors = call_demo("--db", tmp_path / "orders.sqlite", *arguments)
+    assert code == 2
+    assert message in errors
     assert list(tmp_path.iterdir()) == []
 
 
@@ -327,7 +345,7 @@ def test_columns_by_option_and_times_without_zone(tmp_path):
         tmp_path / "log.csv", [("a", "x", "2026-03-01 10:00"), ("a", "y", "2026-03-01")], ("k", "what", "at")
     )
     columns = ["--case-column", "k", "--activity-column", "what", "--time-column", "at"]
-    run = run_demo("--events", log, "--db", tmp_path / "cases.sqlite", *columns)
+    run = run_demo("--events", log, "--db", tmp_path / "cases.sqlite", "--workers", 2, *columns)
     assert run.returncode == 0, run.stderr
     assert "2 times have no zone; they are taken as UTC" in run.stdout
     (state,) = stored_states(tmp_path / "cases.sqlite")
@@ -391,11 +409,11 @@ def test_a_broken_log_ends_with_code_2_and_nothing_written(tmp_path, content, me
     log = tmp_path / "log.csv"
     if content is not None:
         log.write_bytes(content)
-    run = run_demo("--events", log, "--db", tmp_path / "cases.sqlite")
-    assert run.returncode == 2
-    assert run.stderr.startswith("demo: ")
-    assert message in run.stderr
-    assert run.stdout == ""
+    code, output, errors = call_demo("--events", log, "--db", tmp_path / "cases.sqlite")
+    assert code == 2
+    assert errors.startswith("demo: ")
+    assert message in errors
+    assert output == ""
     assert not (tmp_path / "cases.sqlite").exists()
 
 
