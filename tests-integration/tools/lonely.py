@@ -13,7 +13,14 @@ from tools.archives import extras_of, modules_of, siblings_of
 
 __all__ = ["check_alone", "uv"]
 
-_IMPORT = "import importlib, sys; importlib.import_module(sys.argv[1])"
+_IMPORT_ALL = """
+import importlib, sys, traceback
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except BaseException as error:
+        print(name, "".join(traceback.format_exception_only(error)).strip().replace("\\n", " "))
+"""
 
 
 def uv(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -62,11 +69,8 @@ def check_alone(wheel: Path, wheels: Mapping[str, Path], *, extra: str | None = 
             done = uv(*arguments, cwd=folder)
             if done.returncode != 0:
                 return [f"{label}: uv {' '.join(arguments[:2])} failed: {done.stderr.strip()}"]
-        return [
-            f"{label}: importing {module} alone failed: {problem}"
-            for module in _importable(wheel, extra)
-            if (problem := _import(python, module, folder)) is not None
-        ]
+        modules = _importable(wheel, extra)
+        return [f"{label}: importing {problem}" for problem in _import_problems(python, modules, folder)]
 
 
 def _importable(wheel: Path, extra: str | None) -> list[str]:
@@ -76,12 +80,13 @@ def _importable(wheel: Path, extra: str | None) -> list[str]:
     return [module for module in modules if extra in module.split(".")]
 
 
-def _import(python: Path, module: str, folder: Path) -> str | None:
+def _import_problems(python: Path, modules: list[str], folder: Path) -> list[str]:
     done = subprocess.run(
-        [str(python), "-I", "-W", "error", "-c", _IMPORT, module],
+        [str(python), "-I", "-W", "error", "-c", _IMPORT_ALL, *modules],
         cwd=folder,
         check=False,
         capture_output=True,
         text=True,
     )
-    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no message"])[-1]
+    problems = [line.replace(" ", " alone failed: ", 1) for line in done.stdout.splitlines()]
+    return problems if done.returncode == 0 else [*problems, f"all modules alone failed: {done.stderr.strip()}"]
