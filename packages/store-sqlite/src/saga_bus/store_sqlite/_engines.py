@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import Sequence
 from functools import partial
@@ -89,9 +90,7 @@ class _ThreadedEngine:
             await self._writes.join()
             await self._reads.join()
         finally:
-            closings = [thread.close() for thread in (self._writer, self._reader, self._queries)]
-        for closing in closings:
-            await closing
+            await asyncio.gather(*(thread.close() for thread in (self._writer, self._reader, self._queries)))
 
     async def _write_group(self, operations: Sequence[Operation]) -> Sequence[Any]:
         return await self._writer.run(partial(write_group, operations, self._patience))
