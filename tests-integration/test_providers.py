@@ -17,11 +17,16 @@ from saga_bus.store import open_store
 def test_a_backend_answers_or_is_skipped_with_the_reason(backend, databases):
     url = databases.url(backend)
 
-    async def ping():
+    async def use():
         async with open_store(url) as store:
-            return await store.ping()
+            if store.capabilities.schema:
+                await store.create_schema()
+            assert (await store.ping()).seconds > 0
+            assert await store.get_by_id("ProviderSaga", "1") is None
+            if store.capabilities.schema:
+                await store.drop_schema()
 
-    assert asyncio.run(ping()).seconds > 0
+    asyncio.run(use())
 
 
 def test_names_are_split_and_all_means_every_backend():
