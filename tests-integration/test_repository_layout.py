@@ -19,7 +19,7 @@ def settings(name):
 
 
 def test_every_folder_below_packages_is_a_package():
-    folders = {path for path in (ROOT / "packages").iterdir() if path.is_dir()}
+    folders = {path for path in (ROOT / "packages").iterdir() if any(inner.is_file() for inner in path.rglob("*"))}
     assert {package.folder for package in PACKAGES} == folders
 
 
