@@ -41,7 +41,7 @@ def tiny_run(tmp_path_factory):
     path, data = directory / "figures.json", directory / "data"
     data.mkdir()
     answer = bench(
-        "--rows", "50,60", "--callers", "1,4", "--seconds", "0.01", "--repeat", "2",
+        "--rows", "50", "--callers", "1,4", "--seconds", "0.01", "--repeat", "1",
         "--json", path, "--directory", data, "--targets",
     )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
@@ -56,10 +56,9 @@ def test_every_store_and_peer_has_every_figure(tiny_run):
         for each in report["figures"]
     }
     assert found == {
-        (name, variant, rows, subject, operation, callers)
+        (name, variant, 50, subject, operation, callers)
         for name in backends.names()
         for variant in backends.load(name).variants
-        for rows in (50, 60)
         for subject in (STORE, *backends.load(name).peers)
         for operation in OPERATIONS
         for callers in (1, 4)
@@ -70,9 +69,10 @@ def test_every_store_and_peer_has_every_figure(tiny_run):
 def test_a_figure_is_complete_and_the_store_has_a_ratio_to_each_peer(tiny_run):
     _, report = tiny_run
     for figure in report["figures"]:
-        assert len(figure["rounds"]) == 2
+        assert len(figure["rounds"]) == 1
         assert all(each["operations"] >= 1 for each in figure["rounds"])
         assert figure["per_second"] > 0
+        assert figure["cpu_us"] > 0
         assert 0 < figure["p50_us"] <= figure["p99_us"]
         assert figure["peak_mb"] > 1
         peers = set(backends.load(figure["store"]).peers)
@@ -80,13 +80,12 @@ def test_a_figure_is_complete_and_the_store_has_a_ratio_to_each_peer(tiny_run):
         assert all(ratio > 0 for ratio in figure["ratios"].values())
 
 
-def test_walks_growth_and_targets(tiny_run):
+def test_walks_and_targets(tiny_run):
     _, report = tiny_run
-    assert all(walk["sagas"] == walk["rows"] for walk in report["walks"])
+    assert all(walk["sagas"] == walk["rows"] == 50 for walk in report["walks"])
     assert all(walk["growth_mb"] >= 0 for walk in report["walks"])
     assert len(report["walks"]) * len(OPERATIONS) * 2 == len(report["figures"])
-    assert len(report["growth"]) * 2 == len(report["figures"])
-    assert {(each["fewest"], each["most"]) for each in report["growth"]} == {(50, 60)}
+    assert report["growth"] == []
     assert len(report["targets"]) == sum(len(backends.load(name).targets) for name in backends.names())
     assert any(each["met"] is None for each in report["targets"])  # 1,000,000 sagas, for one
 
@@ -98,7 +97,7 @@ def test_the_report_says_where_and_with_what_it_was_made(tiny_run):
     assert machine["cpus"] == os.cpu_count()
     assert {"SQLite", "aiosqlite", "msgspec", "saga-bus-store-sqlite"} <= set(machine["versions"])
     assert report["fsync"]["p50_us"] > 0
-    assert report["parameters"]["rows"] == [50, 60]
+    assert report["parameters"]["rows"] == [50]
     assert report["parameters"]["seconds"] == 0.01
     for words in (machine["python"], f"SQLite {machine['versions']['SQLite']}", "fsync", "Targets", "not in this run"):
         assert words in printed
@@ -107,16 +106,19 @@ def test_the_report_says_where_and_with_what_it_was_made(tiny_run):
 def test_options_choose_what_runs(tmp_path):
     path, picture = tmp_path / "figures.json", tmp_path / "out.png"
     answer = bench(
-        "--store", "inmemory", "--operations", "update", "--callers", "2", "--rows", "10", "--active", "5",
-        "--ops", "7", "--repeat", "1", "--json", path, "--plot", picture,
+        "--store", "inmemory", "--operations", "update", "--callers", "2", "--rows", "10,20", "--active", "5",
+        "--ops", "7", "--repeat", "2", "--json", path, "--plot", picture,
     )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
     report = json.loads(path.read_text())
-    assert [(each["subject"], each["rounds"][0]["operations"]) for each in report["figures"]] == [
-        (STORE, 8),
-        ("dict", 8),
+    assert [
+        (each["rows"], each["subject"], [each["operations"] for each in each["rounds"]]) for each in report["figures"]
+    ] == [(10, STORE, [8, 8]), (10, "dict", [8, 8]), (20, STORE, [8, 8]), (20, "dict", [8, 8])]
+    assert [(each["subject"], each["fewest"], each["most"]) for each in report["growth"]] == [
+        (STORE, 10, 20),
+        ("dict", 10, 20),
     ]
-    assert report["walks"] == report["growth"] == []
+    assert report["walks"] == []
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -204,6 +206,29 @@ def test_a_lost_update_a_stale_read_and_a_missing_saga_fail_the_benchmark():
         asyncio.run(walk())
 
 
+def test_aiosqlite_without_a_lock_loses_what_its_callers_believe_to_be_saved(tmp_path):
+    """Why the benchmark has a peer with a lock beside the one without."""
+
+    async def acknowledged_and_stored(peer):
+        backend = backends.load("sqlite")
+        directory = tmp_path / peer
+        directory.mkdir()
+        await backend.prepare(directory, 10)
+        subject = backend.subject(peer, "normal", directory, 10)
+        await subject.open()
+
+        async def conflict():
+            with pytest.raises(LookupError):
+                await subject.update(state_of(0, 8), 7)
+
+        await asyncio.gather(conflict(), *(subject.update(state_of(number, 1), 0) for number in range(1, 10)))
+        await subject.close()
+        return 9, (await subject.totals())[1]
+
+    assert asyncio.run(acknowledged_and_stored("aiosqlite")) == (9, 0)
+    assert asyncio.run(acknowledged_and_stored("aiosqlite+lock")) == (9, 9)
+
+
 def test_callers_share_no_saga():
     async def run():
         orders = await opened()
@@ -233,7 +258,7 @@ def test_percentiles_are_nearest_rank():
 
 def test_ratios_are_the_median_of_the_rounds_own_ratios():
     def rounds(*throughputs):
-        return [Measured(10, 1.0, each, 1.0, 2.0, 30.0) for each in throughputs]
+        return [Measured(10, 1.0, each, 1.0, 1.0, 2.0, 30.0) for each in throughputs]
 
     figures = summarize(
         ("sqlite", "full", 1000),
@@ -257,7 +282,10 @@ def test_targets_are_compared_with_the_figures():
             Target("growth", 0.75, "update", "memory", rows=1_000_000),
         )
 
-    rounds = {STORE: [Measured(1, 1.0, 900.0, 1.0, 1.0, 1.0)], "dict": [Measured(1, 1.0, 300.0, 1.0, 1.0, 1.0)]}
+    rounds = {
+        STORE: [Measured(1, 1.0, 900.0, 1.0, 1.0, 1.0, 1.0)],
+        "dict": [Measured(1, 1.0, 300.0, 1.0, 1.0, 1.0, 1.0)],
+    }
     report = Report(
         machine={}, fsync={}, parameters={}, figures=summarize(("inmemory", "memory", 10), "update", 1, rounds)
     )

@@ -21,7 +21,7 @@ from bench.runner import Plan, run
 __all__ = ["main"]
 
 _ALL = (*OPERATIONS[:-1], "walk", OPERATIONS[-1])  # the walk sees exactly the rows that the report names
-_SECONDS = 0.2
+_SECONDS = 0.15
 _FILE_WIDTH = 120  # of the tables where the output is no terminal
 
 

@@ -27,6 +27,7 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
         operation: The operation.
         callers: How many callers at the same time.
         per_second: Throughput.
+        cpu_us: Processor time of the subject's process for one operation, in microseconds, all threads.
         p50_us: Median latency in microseconds.
         p99_us: 99th percentile of the latency in microseconds.
         peak_mb: The most memory that the subject's process had resident, in MB.
@@ -41,6 +42,7 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
     operation: str
     callers: int
     per_second: float
+    cpu_us: float
     p50_us: float
     p99_us: float
     peak_mb: float
@@ -117,6 +119,7 @@ def summarize(
             operation=operation,
             callers=callers,
             per_second=median(each.per_second for each in measured),
+            cpu_us=median(each.cpu_us for each in measured),
             p50_us=median(each.p50_us for each in measured),
             p99_us=median(each.p99_us for each in measured),
             peak_mb=max(each.peak_mb for each in measured),
@@ -219,8 +222,8 @@ def _text(target: Target) -> str:
         return f"{target.variant}: a walk over {target.rows:,} sagas grows by at most {target.bound:g} MB"
     if target.kind == "growth":
         return (
-            f"{target.variant}, {callers}: {target.operation} with {target.rows:,} sagas at least "
-            f"{target.bound:g} x that with the fewest"
+            f"{target.variant}, {callers}: {target.operation} at {target.rows:,} sagas at least "
+            f"{target.bound:g} x that at the fewest"
         )
     what = f"{target.variant}, {callers}: {target.operation} at least"
     if target.kind == "ratio":

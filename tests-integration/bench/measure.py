@@ -9,7 +9,7 @@ import sys
 from array import array
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 
 import msgspec
 
@@ -26,6 +26,7 @@ class Measured(msgspec.Struct, frozen=True):
         operations: How many were done.
         seconds: How long that took, on the wall.
         per_second: Throughput.
+        cpu_us: The processor time of the whole process for one operation, in microseconds.
         p50_us: The median latency in microseconds.
         p99_us: The latency, in microseconds, that one in a hundred exceeds.
         peak_mb: The most memory that the process had resident, in MB (10**6 bytes).
@@ -34,6 +35,7 @@ class Measured(msgspec.Struct, frozen=True):
     operations: int
     seconds: float
     per_second: float
+    cpu_us: float
     p50_us: float
     p99_us: float
     peak_mb: float
@@ -54,7 +56,7 @@ async def drive(
     record = latencies.append
     gc.collect()
     reset_peak_memory()
-    started = perf_counter()
+    cpu, started = process_time(), perf_counter()
     deadline = started + (3600.0 if seconds is None else seconds)
 
     async def caller(step: Callable[[], Awaitable[None]]) -> None:
@@ -71,13 +73,14 @@ async def drive(
         await caller(steps[0])
     else:
         await asyncio.gather(*(caller(step) for step in steps))
-    elapsed = perf_counter() - started
+    elapsed, cpu = perf_counter() - started, process_time() - cpu
     peak = peak_memory_mb()
     ordered = sorted(latencies)
     return Measured(
         len(ordered),
         elapsed,
         len(ordered) / elapsed,
+        cpu / len(ordered) * 1e6,
         percentile(ordered, 0.50) * 1e6,
         percentile(ordered, 0.99) * 1e6,
         peak,

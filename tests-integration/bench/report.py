@@ -56,7 +56,7 @@ def _table(title: str, columns: Iterable[str], *, words: int) -> Table:
 
 
 def _figures(title: str, figures: list[Figure]) -> Table:
-    columns = ("operation", "callers", "subject", "per second", "p50 us", "p99 us", "peak MB", "store is")
+    columns = ("operation", "callers", "subject", "per second", "CPU us", "p50 us", "p99 us", "peak MB", "store is")
     table = _table(title, columns, words=3)
     for operation, callers in dict.fromkeys((each.operation, each.callers) for each in figures):
         group = [each for each in figures if (each.operation, each.callers) == (operation, callers)]
@@ -68,6 +68,7 @@ def _figures(title: str, figures: list[Figure]) -> Table:
                 str(callers) if own else "",
                 each.subject,
                 f"{each.per_second:,.0f}",
+                f"{each.cpu_us:,.1f}",
                 f"{each.p50_us:,.1f}",
                 f"{each.p99_us:,.1f}",
                 f"{each.peak_mb:,.0f}",
@@ -114,6 +115,7 @@ def _growth(report: Report) -> Table:
 
 def _targets(report: Report) -> Table:
     table = _table("Targets", ("store", "target", "measured", "met?"), words=2)
+    table.columns[1].no_wrap = False
     for each in report.targets:
         measured = "not in this run" if each.measured is None else f"{each.measured:,.2f}"
         met = "" if each.met is None else "yes" if each.met else "NO"
