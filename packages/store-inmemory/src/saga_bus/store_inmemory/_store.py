@@ -52,10 +52,9 @@ class InMemorySagaStore(BaseSagaStore[StateT]):
         codec: StateCodec | None = None,
     ) -> None:
         super().__init__(state_types=state_types, codec=codec)
-        scheme, _, name = url.partition("://")
-        if scheme != "memory" or "://" not in url:
+        if not isinstance(url, str) or not url.startswith("memory://"):
             raise InvalidSagaError("the URL of an in-memory store is memory:// or memory://name")
-        self._name = name
+        self._name = name = url.removeprefix("memory://")
         self._database = shared_database(name) if name else Database()
 
     def __repr__(self) -> str:
