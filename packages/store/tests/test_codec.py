@@ -77,21 +77,21 @@ class Everything(SagaState, kw_only=True):
     blob: bytes = b""
     colour: Colour = Colour.RED
     level: Level = Level.LOW
-    tags: set[str] = set()
+    tags: set[str] = msgspec.field(default_factory=set)
     fixed: frozenset[int] = frozenset()
     pair: tuple[int, str] = (0, "")
     address: Address | None = None
     payment: Card | Cash | None = None
-    payments: list[Card | Cash] = []
+    payments: list[Card | Cash] = msgspec.field(default_factory=list)
     status: Literal["new", "paid"] = "new"
-    by_id: dict[uuid.UUID, int] = {}
+    by_id: dict[uuid.UUID, int] = msgspec.field(default_factory=dict)
     anything: Any = None
 
 
 class Moments(SagaState, kw_only=True):
     when: datetime | None = None
-    by_moment: dict[datetime, int] = {}
-    nested: list[dict[str, datetime]] = []
+    by_moment: dict[datetime, int] = msgspec.field(default_factory=dict)
+    nested: list[dict[str, datetime]] = msgspec.field(default_factory=list)
 
 
 class Number(SagaState, kw_only=True):
@@ -160,9 +160,9 @@ def there_and_back(state: Any, codec: JsonStateCodec | None = None) -> Any:
         {"payment": Card("4"), "payments": [Cash(1), Card("2")]},
         {"payment": Cash(3), "status": "paid"},
         {"by_id": {uuid.UUID(int=1): 2}},
-        {"anything": {"a.b": [None, {"$x": [1, 2.5, "z"]}], "": 1}["a.b"]},
+        {"anything": {"a.b": [None, {"$x": [1, 2.5, "z"]}]}},
     ],
-    ids=lambda fields: "+".join(fields),
+    ids="+".join,
 )
 def test_every_supported_type_comes_back_typed_and_equal(fields: dict[str, Any]) -> None:
     state = Everything(metadata=META, **fields)
@@ -285,7 +285,7 @@ BAD = [
     (10**400, StateEncodeError, "an integer beyond 64 bits"),
     (NAIVE, InvalidSagaError, "a naive datetime"),
     (NAIVE.replace(microsecond=1), InvalidSagaError, "a naive datetime"),
-    (datetime.min, InvalidSagaError, "a naive datetime"),
+    (NAIVE.replace(year=1), InvalidSagaError, "a naive datetime"),
 ]
 
 
@@ -506,12 +506,12 @@ def test_hooks_carry_types_that_msgspec_does_not_know() -> None:
 def test_registering_again_is_fine_and_another_type_is_not() -> None:
     codec = JsonStateCodec({"S": Everything})
     codec.register("S", Everything)
-    with pytest.raises(InvalidSagaError, match="saga 'S' has the state type Everything already, not .*Number"):
+    with pytest.raises(InvalidSagaError, match=r"saga 'S' has the state type Everything already, not .*Number"):
         codec.register("S", Number)
     assert codec.decode("S", codec.encode(Everything(metadata=META))) == Everything(metadata=META)
 
 
-@pytest.mark.parametrize("state_type", [dict[Point, int], 5])
+@pytest.mark.parametrize("state_type", [Everything | Number, 5])
 def test_a_type_that_cannot_be_decoded_is_refused_when_it_is_registered(state_type: Any) -> None:
     with pytest.raises(InvalidSagaError, match="saga 'S'"):
         JsonStateCodec().register("S", state_type)
