@@ -1,0 +1,1 @@
+"""``hatch run conformance``: the kit's report on our own stores, each on a database that is started for it."""
