@@ -9,6 +9,8 @@ operation gets its place only when the answer of some operation demands it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from heapq import heappop, heappush
+from itertools import count
 from typing import TypeAlias
 
 import msgspec
@@ -132,6 +134,7 @@ class _Search:
         self._history = history
         self._initial = initial
         self._active = sum(1 << number for number, operation in enumerate(history) if _may_change(operation))
+        self._unknown = sum(1 << number for number, one in enumerate(history) if one.outcome == "unknown")
         self._restarts = any(operation.kind == "delete" and _may_change(operation) for operation in history)
         self._open = 0  # invoked, and no answer yet
         self._answered = 0
@@ -180,28 +183,22 @@ class _Search:
         ]
         return [(number, is_answer) for _, is_answer, number in sorted(events)]
 
-    def _answer(self, number: int, configurations: set[_Configuration]) -> set[_Configuration]:
+    def _answer(self, number: int, configurations: Iterable[_Configuration]) -> set[_Configuration]:
         own = 1 << number
-        explained = {(placed & ~own, held) for placed, held in configurations if placed & own}
-        waiting = [configuration for configuration in configurations if not configuration[0] & own]
-        seen = set(waiting)
+        explained, waiting = _Fewest(self._unknown), _Fewest(self._unknown)
+        for placed, held in configurations:
+            (explained if placed & own else waiting).add((placed & ~own, held))
         self.possible = {}
-        while waiting:
-            placed, held = waiting.pop()
+        for placed, held in waiting:
             self.possible[held] = None
             for other in _bits(self._active & self._open & ~placed):
                 fits, after = _fits(self._history[other], held)
-                if not fits:
-                    continue
-                reached = self._settled(placed | 1 << other, after)
-                if reached[0] & own:
-                    explained.add((reached[0] & ~own, reached[1]))
-                elif reached not in seen:
-                    seen.add(reached)
-                    waiting.append(reached)
+                if fits:
+                    reached, then = self._settled(placed | 1 << other, after)
+                    (explained if reached & own else waiting).add((reached & ~own, then))
         self._open &= ~own
         self._answered |= own
-        return explained
+        return set(explained)
 
     def _settled(self, placed: int, held: Held) -> _Configuration:
         # What changes nothing takes its place as soon as it fits: that closes no other way.
@@ -224,6 +221,34 @@ class _Search:
                 and (operation.kind == "insert" or (operation.expected_version or 0) < version)
             )
         return self._passed[version]
+
+
+class _Fewest:
+    """Configurations in the order of how few unanswered operations they have used.
+
+    An unanswered operation may also never take effect. So of two configurations that differ in these alone,
+    the one that has used a part of the other's can go wherever the other can, and the other is left out.
+    Iteration goes on to what is added meanwhile.
+    """
+
+    def __init__(self, unknown: int) -> None:
+        self._unknown = unknown
+        self._used: dict[_Configuration, list[int]] = {}
+        self._queue: list[tuple[int, int, _Configuration]] = []
+        self._order = count()
+
+    def add(self, configuration: _Configuration) -> None:
+        used = configuration[0] & self._unknown
+        heappush(self._queue, (used.bit_count(), next(self._order), configuration))
+
+    def __iter__(self) -> Iterator[_Configuration]:
+        while self._queue:
+            _, _, (placed, held) = heappop(self._queue)
+            used = placed & self._unknown
+            others = self._used.setdefault((placed & ~self._unknown, held), [])
+            if not any(other & ~used == 0 for other in others):
+                others.append(used)
+                yield placed, held
 
 
 def _bits(mask: int) -> Iterator[int]:

@@ -1,0 +1,97 @@
+"""The differential machine: one script on two stores, results and types of errors compared after each step."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saga_bus.store.conformance.machine import machine_settings
+from saga_bus.store.conformance.model import STATE_TYPES
+from saga_bus.store.conformance.script import Outcome, Player, Progress, Step, agree, steps_for
+from saga_bus.store.protocol import capabilities_of
+
+__all__ = ["run_differential"]
+
+OpenStore = Callable[[], Awaitable[Any]]
+CloseStore = Callable[[Any], Awaitable[None]]
+
+
+def run_differential(
+    open_left: OpenStore, open_right: OpenStore, close: CloseStore, *, examples: int, steps: int
+) -> None:
+    """Compare two stores; for a thread that runs no event loop.
+
+    Abilities beyond the five operations are used where both stores declare them.
+
+    Args:
+        open_left: Opens one store on a fresh place.
+        open_right: Opens the other one on a fresh place.
+        close: Closes either.
+        examples: How many scripts.
+        steps: The most steps of a script.
+
+    Raises:
+        AssertionError: The stores differ; the message shows the shortest script found and both outcomes of
+            its last step.
+    """
+    kinds = asyncio.run(_common_abilities(open_left, open_right, close))
+
+    @machine_settings(examples)
+    @given(st.lists(steps_for(kinds), min_size=1, max_size=steps))
+    def compare(script: list[Step]) -> None:
+        asyncio.run(_play(script, open_left, open_right, close))
+
+    compare()
+
+
+async def _common_abilities(open_left: OpenStore, open_right: OpenStore, close: CloseStore) -> frozenset[str]:
+    declared = []
+    for open_store in (open_left, open_right):
+        store = await open_store()
+        try:
+            abilities = capabilities_of(store)
+        finally:
+            await close(store)
+        names = ("conditional_delete", "query", "retention")
+        declared.append(frozenset(name for name in names if getattr(abilities, name)))
+    return declared[0] & declared[1]
+
+
+async def _play(script: list[Step], open_left: OpenStore, open_right: OpenStore, close: CloseStore) -> None:
+    left = await open_left()
+    try:
+        right = await open_right()
+        try:
+            await _compare_steps(script, left, right)
+        finally:
+            await close(right)
+    finally:
+        await close(left)
+
+
+async def _compare_steps(script: list[Step], left: Any, right: Any) -> None:
+    for store in (left, right):
+        for saga_name, state_type in STATE_TYPES.items():
+            if hasattr(store, "register"):
+                store.register(saga_name, state_type)
+    progress, on_left, on_right = Progress(), Player(left), Player(right)
+    done: list[str] = []
+    for step in script:
+        call = progress.resolve(step)
+        done.append(str(call))
+        outcomes = await on_left.play(call), await on_right.play(call)
+        if not agree(*outcomes, either_conflict=progress.both_taken(call)):
+            raise AssertionError(_difference(left, right, done, *outcomes))
+        progress.follow(call, outcomes[0])
+
+
+def _difference(left: Any, right: Any, done: list[str], on_left: Outcome, on_right: Outcome) -> str:
+    first, second = type(left).__qualname__, type(right).__qualname__
+    if first == second:
+        first, second = f"left {first}", f"right {second}"
+    lines = [f"the stores differ in: {done[-1]}", f"  {first}: {on_left}", f"  {second}: {on_right}", "the script:"]
+    return "\n".join([*lines, *(f"  {number}. {call}" for number, call in enumerate(done, 1))])

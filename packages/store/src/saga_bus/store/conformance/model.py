@@ -1,0 +1,181 @@
+"""A plain model of a saga store, written independently of every store, and what the machines write into stores."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from saga_bus.store.query import SagaFilter
+from saga_bus.store.state import SagaMetadata, SagaState
+
+__all__ = ["BASE", "KEYS", "MOMENTS", "SAGA_NAMES", "STATE_TYPES", "MachineState", "Model", "machine_state"]
+
+BASE = datetime(2024, 2, 29, 23, 59, 59, 999_998, tzinfo=UTC)
+# Microseconds apart, so that a store which cuts them off sorts and selects wrongly.
+MOMENTS = tuple(BASE + timedelta(microseconds=step) for step in (0, 1, 2, 1_000, 86_400_000_000))
+SAGA_NAMES = ("MachineSaga", "OtherMachineSaga")
+# One pool for saga ids and correlation ids, so that a store which mixes them up is caught.
+KEYS = ("k1", "k2", "k3", "k4")
+
+
+class MachineState(SagaState, kw_only=True):
+    """The state that the machines write.
+
+    Args:
+        note: A text.
+        count: A number.
+        weight: A float, NaN where a store must refuse the state.
+    """
+
+    note: str = ""
+    count: int = 0
+    weight: float = 0.0
+
+
+STATE_TYPES: dict[str, type] = dict.fromkeys(SAGA_NAMES, MachineState)
+
+
+def machine_state(
+    saga_id: str,
+    version: int,
+    *,
+    created: datetime,
+    updated: datetime,
+    completed: bool = False,
+    archived: datetime | None = None,
+    timeout: datetime | None = None,
+    outbox: bool = False,
+    note: str = "",
+    count: int = 0,
+    weight: float = 0.0,
+) -> MachineState:
+    """Make a state.
+
+    Args:
+        saga_id: Its id.
+        version: Its version.
+        created: When the saga started.
+        updated: When this version was made.
+        completed: Whether it has ended.
+        archived: When it was archived.
+        timeout: When its timeout is due.
+        outbox: Whether a message waits in its outbox.
+        note: A text.
+        count: A number.
+        weight: A float.
+    """
+    metadata = SagaMetadata(
+        saga_id=saga_id,
+        version=version,
+        created_at=created,
+        updated_at=updated,
+        is_completed=completed,
+        archived_at=archived,
+        timeout_expires_at=timeout,
+        outbox=({"message": "waits"},) if outbox else (),
+    )
+    return MachineState(metadata=metadata, note=note, count=count, weight=weight)
+
+
+class Model:
+    """What a right store holds: each saga by its name and id, with its correlation id and its state."""
+
+    def __init__(self) -> None:
+        self.sagas: dict[tuple[str, str], tuple[str, MachineState]] = {}
+
+    def by_id(self, saga_name: str, saga_id: str) -> MachineState | None:
+        """The saga of an id.
+
+        Args:
+            saga_name: Its name.
+            saga_id: Its id.
+        """
+        found = self.sagas.get((saga_name, saga_id))
+        return None if found is None else found[1]
+
+    def by_correlation(self, saga_name: str, correlation_id: str) -> MachineState | None:
+        """The saga of a correlation id.
+
+        Args:
+            saga_name: Its name.
+            correlation_id: Its correlation id.
+        """
+        for (name, _), (correlation, state) in self.sagas.items():
+            if (name, correlation) == (saga_name, correlation_id):
+                return state
+        return None
+
+    def put(self, saga_name: str, correlation_id: str, state: MachineState) -> None:
+        """Hold a state.
+
+        Args:
+            saga_name: Its saga name.
+            correlation_id: Its correlation id.
+            state: The state.
+        """
+        self.sagas[saga_name, state.metadata.saga_id] = (correlation_id, state)
+
+    def replace(self, saga_name: str, state: MachineState) -> None:
+        """Hold the next version of a saga that is there.
+
+        Args:
+            saga_name: Its saga name.
+            state: The state.
+        """
+        correlation_id, _ = self.sagas[saga_name, state.metadata.saga_id]
+        self.put(saga_name, correlation_id, state)
+
+    def remove(self, saga_name: str, saga_id: str) -> None:
+        """Hold a saga no more.
+
+        Args:
+            saga_name: Its name.
+            saga_id: Its id.
+        """
+        self.sagas.pop((saga_name, saga_id), None)
+
+    def find(self, where: SagaFilter) -> list[tuple[str, str, MachineState]]:
+        """The sagas that a filter selects, in its order.
+
+        Args:
+            where: The filter.
+
+        Returns:
+            Saga name, correlation id and state of each.
+        """
+        found = [
+            (saga_name, correlation_id, state)
+            for (saga_name, _), (correlation_id, state) in self.sagas.items()
+            if _selected(saga_name, state.metadata, where)
+        ]
+        order = where.order or ("due" if where.timeout_due_before else "newest")
+        found.sort(key=lambda one: (_moment(order, one[2].metadata), one[0], one[2].metadata.saga_id))
+        return found[::-1] if order == "newest" else found
+
+
+def _moment(order: str, metadata: SagaMetadata) -> datetime:
+    if order == "due":
+        return metadata.timeout_expires_at or metadata.created_at
+    return metadata.created_at if order == "newest" else metadata.updated_at
+
+
+def _selected(saga_name: str, metadata: SagaMetadata, where: SagaFilter) -> bool:
+    wanted: list[tuple[object, object]] = [
+        (where.saga_name, saga_name),
+        (where.completed, metadata.is_completed),
+        (where.archived, metadata.archived_at is not None),
+        (where.outbox_pending, len(metadata.outbox) > 0),
+    ]
+    if any(asked is not None and asked != actual for asked, actual in wanted):
+        return False
+    earlier = [
+        (where.created_after, metadata.created_at),
+        (metadata.created_at, where.created_before),
+        (where.updated_after, metadata.updated_at),
+        (metadata.updated_at, where.updated_before),
+    ]
+    if any(first is not None and second is not None and not first < second for first, second in earlier):
+        return False
+    if where.timeout_due_before is None:
+        return True
+    due = metadata.timeout_expires_at
+    return not metadata.is_completed and due is not None and due < where.timeout_due_before
