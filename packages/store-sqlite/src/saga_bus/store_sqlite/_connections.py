@@ -5,14 +5,25 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from threading import Lock
+from typing import ClassVar, Literal
+from weakref import WeakValueDictionary
 
 from saga_bus.store import InvalidSagaError, SagaStoreError, SchemaError
 from saga_bus.store_sqlite import _schema as schema
 from saga_bus.store_sqlite._errors import driver_errors, result_code, translated
 from saga_bus.store_sqlite._transactions import patiently, transaction
 
-__all__ = ["Durability", "Settings", "open_file", "open_memory", "prepare_file", "prepare_memory", "usable", "use_wal"]
+__all__ = [
+    "Durability",
+    "GivenConnection",
+    "Settings",
+    "open_file",
+    "open_memory",
+    "prepare_file",
+    "prepare_memory",
+    "use_wal",
+]
 
 Durability = Literal["full", "normal"]
 
@@ -115,24 +126,40 @@ def prepare_memory(connection: sqlite3.Connection, settings: Settings) -> None:
         schema.create(connection, settings.table)
 
 
-def usable(connection: sqlite3.Connection) -> sqlite3.Connection:
-    """Refuse a given connection that the store's thread cannot use.
+class GivenConnection:
+    """A caller's connection, and what keeps the stores on it from getting into each other's transactions.
 
     Args:
         connection: The connection.
-
-    Returns:
-        The same connection.
-
-    Raises:
-        InvalidSagaError: It is bound to another thread, closed, or always inside a transaction.
     """
-    if getattr(connection, "autocommit", True) is False:
-        raise InvalidSagaError("the given connection has autocommit=False: every moment of it is in a transaction")
-    try:
-        connection.cursor().close()
-    except sqlite3.ProgrammingError as error:
-        raise InvalidSagaError(
-            f"the given connection cannot be used: {error}; make it with check_same_thread=False"
-        ) from error
-    return connection
+
+    _known: ClassVar[WeakValueDictionary[int, GivenConnection]] = WeakValueDictionary()
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+        self.lock = Lock()
+
+    @classmethod
+    def of(cls, connection: sqlite3.Connection) -> GivenConnection:
+        """The one object of a connection, whichever stores use it.
+
+        Args:
+            connection: The connection.
+        """
+        return cls._known.setdefault(id(connection), cls(connection))
+
+    def usable(self) -> sqlite3.Connection:
+        """The connection, if a thread of the store can use it.
+
+        Raises:
+            InvalidSagaError: It is bound to another thread, closed, or always inside a transaction.
+        """
+        if getattr(self.connection, "autocommit", True) is False:
+            raise InvalidSagaError("the given connection has autocommit=False, so it is always in a transaction")
+        try:
+            self.connection.cursor().close()
+        except sqlite3.ProgrammingError as error:
+            raise InvalidSagaError(
+                f"the given connection cannot be used: {error}; make it with check_same_thread=False"
+            ) from error
+        return self.connection

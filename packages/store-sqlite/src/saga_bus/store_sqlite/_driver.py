@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from queue import SimpleQueue
 from threading import Thread
 from typing import TypeVar
@@ -29,6 +30,7 @@ class ConnectionThread:
         prepare: Makes the connection fit for ordinary work, or raises; it is called again until it succeeds.
         name: The thread's name.
         owned: Whether to close the connection in the end.
+        lock: Held while work runs, for a connection that other threads use too.
     """
 
     def __init__(
@@ -38,10 +40,12 @@ class ConnectionThread:
         *,
         name: str,
         owned: bool = True,
+        lock: AbstractContextManager[object] | None = None,
     ) -> None:
         self._connect = connect
         self._prepare = prepare
         self._owned = owned
+        self._lock = nullcontext() if lock is None else lock
         self._connection: sqlite3.Connection | None = None
         self._is_prepared = False
         self._is_closed = False
@@ -68,7 +72,8 @@ class ConnectionThread:
 
         def run_in_thread() -> None:
             try:
-                result = work(self._open(prepared=prepared))
+                with self._lock:
+                    result = work(self._open(prepared=prepared))
             except BaseException as error:  # noqa: BLE001 - it is raised to the caller
                 _report(loop, _fail, future, error)
             else:

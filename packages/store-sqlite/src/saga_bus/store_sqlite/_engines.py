@@ -12,19 +12,19 @@ from typing import Any, Literal, Protocol
 from saga_bus.store import Coalescer, UnsupportedOperationError
 from saga_bus.store_sqlite import _schema as schema
 from saga_bus.store_sqlite._connections import (
+    GivenConnection,
     Settings,
     open_file,
     open_memory,
     prepare_file,
     prepare_memory,
-    usable,
     use_wal,
 )
 from saga_bus.store_sqlite._driver import ConnectionThread
 from saga_bus.store_sqlite._errors import driver_errors
 from saga_bus.store_sqlite._transactions import Operation, read_group, transaction, write_group
 
-__all__ = ["BoundEngine", "Engine", "FileEngine", "OneThreadEngine", "SchemaWork"]
+__all__ = ["BoundEngine", "Engine", "FileEngine", "GivenEngine", "MemoryEngine", "SchemaWork"]
 
 SchemaWork = Literal["create", "check", "drop"]
 
@@ -63,11 +63,17 @@ class _ThreadedEngine:
     """A writer, a reader and a thread for queries, which may all be the same one."""
 
     def __init__(
-        self, writer: ConnectionThread, reader: ConnectionThread, queries: ConnectionThread, patience: float
+        self,
+        writer: ConnectionThread,
+        reader: ConnectionThread,
+        queries: ConnectionThread,
+        settings: Settings,
+        patience: float,
     ) -> None:
         self._writer = writer
         self._reader = reader
         self._queries = queries
+        self._settings = settings
         self._patience = patience
         self._writes: Coalescer[Operation, Any] = Coalescer(self._write_group)
         self._reads: Coalescer[Operation, Any] = Coalescer(self._read_group)
@@ -84,6 +90,10 @@ class _ThreadedEngine:
     async def query(self, operation: Operation) -> Any:
         (result,) = await self._queries.run(partial(read_group, (operation,)))
         return result
+
+    async def schema(self, work: SchemaWork) -> None:
+        # Without preparation: that checks or creates the schema itself.
+        await self._writer.run(partial(_work_on_schema, work, self._settings), prepared=False)
 
     async def close(self) -> None:
         try:
@@ -115,9 +125,10 @@ class FileEngine(_ThreadedEngine):
                 name=f"{_THREAD}-{role}",
             )
 
-        super().__init__(thread("writer", writes=True), thread("reader"), thread("queries"), settings.busy_timeout)
+        super().__init__(
+            thread("writer", writes=True), thread("reader"), thread("queries"), settings, settings.busy_timeout
+        )
         self._path = path
-        self._settings = settings
 
     async def schema(self, work: SchemaWork) -> None:
         # On a connection of its own: the others refuse a schema that is not there yet.
@@ -134,31 +145,37 @@ class FileEngine(_ThreadedEngine):
             await thread.close()
 
 
-class OneThreadEngine(_ThreadedEngine):
-    """A single connection, in memory or given by the caller: one thread does everything.
+class MemoryEngine(_ThreadedEngine):
+    """A database in memory, which has one connection, so one thread does everything.
 
     Args:
-        connection: The caller's connection, None for a database of the engine's own in memory.
         settings: The store's settings.
     """
 
-    def __init__(self, connection: sqlite3.Connection | None, settings: Settings) -> None:
-        if connection is None:
-            thread = ConnectionThread(open_memory, partial(prepare_memory, settings=settings), name=f"{_THREAD}-memory")
-        else:
-            thread = ConnectionThread(
-                partial(usable, connection),
-                partial(_check_schema, settings=settings),
-                name=f"{_THREAD}-connection",
-                owned=False,
-            )
-        super().__init__(thread, thread, thread, patience=0)
-        self._settings = settings
-        self._is_given = connection is not None
+    def __init__(self, settings: Settings) -> None:
+        thread = ConnectionThread(open_memory, partial(prepare_memory, settings=settings), name=f"{_THREAD}-memory")
+        super().__init__(thread, thread, thread, settings, patience=0)
 
-    async def schema(self, work: SchemaWork) -> None:
-        # A given connection is prepared by a check, which must not come before the schema is made.
-        await self._writer.run(partial(_work_on_schema, work, self._settings), prepared=not self._is_given)
+
+class GivenEngine(_ThreadedEngine):
+    """The caller's connection: one thread does everything, and the connection stays open.
+
+    Args:
+        connection: The caller's connection.
+        settings: The store's settings.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, settings: Settings) -> None:
+        given = GivenConnection.of(connection)
+        thread = ConnectionThread(
+            given.usable,
+            partial(_check_schema, settings=settings),
+            name=f"{_THREAD}-given",
+            owned=False,
+            lock=given.lock,
+        )
+        super().__init__(thread, thread, thread, settings, patience=0)
+        self._given = given  # as long as an engine has it, the others find the same one
 
 
 class BoundEngine:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sqlite3
 
+from saga_bus.store_sqlite._rows import rows
+
 __all__ = ["warnings_about"]
 
 _NORMAL = 1
 _FULL = 2
 # https://www.sqlite.org/wal.html#walresetbug
 _WAL_RESET_FIXED = (3, 51, 3)
+_FILE = "SELECT coalesce(file, '') FROM pragma_database_list WHERE name = 'main'"
 
 
 def warnings_about(connection: sqlite3.Connection) -> list[str]:
@@ -18,17 +21,15 @@ def warnings_about(connection: sqlite3.Connection) -> list[str]:
     Args:
         connection: Any connection.
     """
-    cursor = connection.cursor()
-    cursor.row_factory = None
 
     def value(sql: str) -> str:
-        found = cursor.execute(sql).fetchone()[0]
+        ((found,),) = rows(connection, sql)
         return found.decode() if isinstance(found, bytes) else str(found)
 
     value("SELECT count(*) FROM sqlite_master")  # a round trip to the file itself
     journal_mode, synchronous = value("PRAGMA journal_mode"), int(value("PRAGMA synchronous"))
     warnings: list[str] = []
-    if journal_mode == "memory" and not _file_of(cursor):
+    if journal_mode == "memory" and not value(_FILE):
         return ["the database is in memory: its sagas end with the process"]
     if journal_mode in ("off", "memory"):
         warnings.append(f"journal_mode is {journal_mode}: a crash in the middle of a write damages the file")
@@ -42,7 +43,3 @@ def warnings_about(connection: sqlite3.Connection) -> list[str]:
             "(the WAL-reset bug, fixed in 3.51.3)"
         )
     return warnings
-
-
-def _file_of(cursor: sqlite3.Cursor) -> str:
-    return str(cursor.execute("SELECT file FROM pragma_database_list WHERE name = 'main'").fetchone()[0] or "")

@@ -19,6 +19,7 @@ from saga_bus.store import (
 from saga_bus.store.checks import microseconds
 from saga_bus.store_sqlite._errors import result_code
 from saga_bus.store_sqlite._queries import count_statement, find_statement
+from saga_bus.store_sqlite._rows import rows
 from saga_bus.store_sqlite._statements import Statements
 
 __all__ = ["Operations"]
@@ -107,35 +108,35 @@ class Operations:
 
     def get_by_id(self, saga_name: str, saga_id: str, connection: sqlite3.Connection) -> bytes | None:
         """Fetch a document by its saga's id."""
-        found = _rows(connection, self._sql.select_by_id, (saga_name, saga_id))
+        found = rows(connection, self._sql.select_by_id, (saga_name, saga_id))
         return _document(found[0][0]) if found else None
 
     def get_by_correlation_id(
         self, saga_name: str, correlation_id: str, connection: sqlite3.Connection
     ) -> bytes | None:
         """Fetch a document by its saga's correlation id."""
-        found = _rows(connection, self._sql.select_by_correlation_id, (saga_name, correlation_id))
+        found = rows(connection, self._sql.select_by_correlation_id, (saga_name, correlation_id))
         return _document(found[0][0]) if found else None
 
     def find(self, query: SagaQuery, connection: sqlite3.Connection) -> list[FoundRow]:
         """Fetch the rows of one page."""
         return [
             FoundRow(_name(saga_name), _name(saga_id), _name(correlation_id), moment, _document(state))
-            for saga_name, saga_id, correlation_id, moment, state in _rows(
+            for saga_name, saga_id, correlation_id, moment, state in rows(
                 connection, *find_statement(self._table, query)
             )
         ]
 
     def count(self, where: SagaFilter, connection: sqlite3.Connection) -> int:
         """Count rows."""
-        return int(_rows(connection, *count_statement(self._table, where))[0][0])
+        return int(rows(connection, *count_statement(self._table, where))[0][0])
 
     def purge(self, saga_name: str, before: datetime, batch_size: int, connection: sqlite3.Connection) -> int:
         """Delete a batch of completed sagas that were last updated before a moment."""
         return connection.execute(self._sql.purge, (saga_name, microseconds(before), batch_size)).rowcount
 
     def _version(self, saga_name: str, saga_id: str, connection: sqlite3.Connection) -> int | None:
-        found = _rows(connection, self._sql.select_version, (saga_name, saga_id))
+        found = rows(connection, self._sql.select_version, (saga_name, saga_id))
         return int(found[0][0]) if found else None
 
 
@@ -151,12 +152,6 @@ def _write(connection: sqlite3.Connection, sql: str, parameters: tuple[Any, ...]
             size=len(row.document),
             limit=connection.getlimit(sqlite3.SQLITE_LIMIT_LENGTH),
         ) from error
-
-
-def _rows(connection: sqlite3.Connection, sql: str, parameters: Any) -> list[Any]:
-    cursor = connection.cursor()
-    cursor.row_factory = None  # the caller's own connection may make something else of a row
-    return cursor.execute(sql, parameters).fetchall()
 
 
 def _text(row: SagaRow) -> str:

@@ -72,7 +72,7 @@ def count_statement(table: str, where: SagaFilter) -> Statement:
     """
     index = _counted_index(where)
     hint = "" if index is None else f" INDEXED BY {index.name(table)}"
-    conditions, parameters = _conditions(where)
+    conditions, parameters = _conditions(where, index)
     sql = _COUNT.format(table=quote_identifier(table), index=hint, conditions=" AND ".join(conditions) or "TRUE")
     return sql, parameters
 
@@ -108,7 +108,7 @@ def _with_completed(where: SagaFilter, *, completed: bool) -> SagaFilter:
 
 
 def _page_part(table: str, query: SagaQuery, where: SagaFilter, index: Index) -> Statement:
-    conditions, parameters = _conditions(where)
+    conditions, parameters = _conditions(where, index)
     if query.after is not None:
         place = {"saga_name": query.after.saga_name, "saga_id": query.after.saga_id}
         conditions.append(
@@ -124,11 +124,13 @@ def _page_part(table: str, query: SagaQuery, where: SagaFilter, index: Index) ->
     return sql, parameters
 
 
-def _conditions(where: SagaFilter) -> tuple[list[str], list[Any]]:
+def _conditions(where: SagaFilter, index: Index | None) -> tuple[list[str], list[Any]]:
     conditions: list[str] = []
     parameters: list[Any] = []
     if where.saga_name is not None:
-        conditions.append("saga_name = ?")
+        # Where the name stands amid the index's key, SQLite must not take it for a constant: it would no longer
+        # see that the index has the order that is asked for. The plus sign does that.
+        conditions.append("+saga_name = ?" if index and "saga_name" in index.key else "saga_name = ?")
         parameters.append(where.saga_name)
     for field, texts in _FLAGS:
         value = getattr(where, field)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from saga_bus.store import InvalidSagaError, SchemaError
 from saga_bus.store.identifiers import check_identifier, derived_identifier, quote_identifier
+from saga_bus.store_sqlite._rows import rows
 
 __all__ = [
     "COMPLETED",
@@ -48,12 +49,15 @@ class Index:
         fixed: The leading columns, for which a query gives one value each.
         key: The columns that follow, in which it sorts.
         rows: The condition of a partial index, as it must also stand in a query.
+        extra: Columns behind the key, so that a count reads the index alone (older SQLites look the columns
+            of ``rows`` up in the table).
     """
 
     suffix: str
     fixed: tuple[str, ...]
     key: tuple[str, ...]
     rows: str | None = None
+    extra: tuple[str, ...] = ()
 
     def name(self, table: str) -> str:
         """The quoted name of the index of a table.
@@ -70,12 +74,18 @@ class Index:
 NEWEST = Index("ix_newest", (), ("created_at", "saga_name", "saga_id"))
 NEWEST_OF_NAME = Index("ix_newest_of_name", ("saga_name",), ("created_at", "saga_id"))
 STALEST = Index("ix_stalest", ("is_completed",), ("updated_at", "saga_name", "saga_id"))
-COMPLETED = Index("ix_completed", ("saga_name",), ("updated_at", "saga_id"), "is_completed = 1")
+COMPLETED = Index("ix_completed", ("saga_name",), ("updated_at", "saga_id"), "is_completed = 1", ("is_completed",))
 DUE = Index(
-    "ix_due", (), ("timeout_expires_at", "saga_name", "saga_id"), "is_completed = 0 AND timeout_expires_at IS NOT NULL"
+    "ix_due",
+    (),
+    ("timeout_expires_at", "saga_name", "saga_id"),
+    "is_completed = 0 AND timeout_expires_at IS NOT NULL",
+    ("is_completed",),
 )
 PENDING_NEWEST = Index("ix_pending_newest", (), ("created_at", "saga_name", "saga_id"), "outbox_pending = 1")
-PENDING_STALEST = Index("ix_pending_stalest", (), ("updated_at", "saga_name", "saga_id"), "outbox_pending = 1")
+PENDING_STALEST = Index(
+    "ix_pending_stalest", (), ("updated_at", "saga_name", "saga_id"), "outbox_pending = 1", ("outbox_pending",)
+)
 INDEXES = (NEWEST, NEWEST_OF_NAME, STALEST, COMPLETED, DUE, PENDING_NEWEST, PENDING_STALEST)
 
 # Timestamps are microseconds since 1970 in UTC; state is the whole JSON document, of which the columns from
@@ -166,7 +176,7 @@ def create(connection: sqlite3.Connection, table: str) -> None:
     connection.execute(_CREATE_VERSION_TABLE)
     found = _version(connection, table)
     if found is None:
-        if connection.execute(_HAS_TABLE, (table,)).fetchone():
+        if rows(connection, _HAS_TABLE, (table,)):
             raise SchemaError(f"there is a table {table!r} that create_schema() did not make: choose another name")
         for statement in _table_statements(table):
             connection.execute(statement)
@@ -188,7 +198,7 @@ def check(connection: sqlite3.Connection, table: str) -> None:
     Raises:
         SchemaError: The table is missing, older or newer; the message says what to do.
     """
-    found = _version(connection, table) if connection.execute(_HAS_VERSION_TABLE).fetchone() else None
+    found = _version(connection, table) if rows(connection, _HAS_VERSION_TABLE) else None
     if found is None:
         raise SchemaError(f"there is no saga table {table!r} in the database: run create_schema()")
     _refuse_newer(table, found)
@@ -206,11 +216,11 @@ def drop(connection: sqlite3.Connection, table: str) -> None:
         connection: A connection with an open write transaction.
         table: The table's name.
     """
-    if not connection.execute(_HAS_VERSION_TABLE).fetchone() or _version(connection, table) is None:
+    if not rows(connection, _HAS_VERSION_TABLE) or _version(connection, table) is None:
         return
     connection.execute(f"DROP TABLE IF EXISTS {quote_identifier(table)}")
     connection.execute(_DELETE_VERSION, (table,))
-    if connection.execute(_COUNT_VERSIONS).fetchone()[0] == 0:
+    if rows(connection, _COUNT_VERSIONS)[0][0] == 0:
         connection.execute(_DROP_VERSION_TABLE)
 
 
@@ -221,7 +231,7 @@ def _table_statements(table: str) -> list[str]:
         _CREATE_INDEX.format(
             index=index.name(table),
             table=quoted,
-            columns=", ".join(index.fixed + index.key),
+            columns=", ".join(index.fixed + index.key + index.extra),
             rows=f" WHERE {index.rows}" if index.rows else "",
         )
         for index in INDEXES
@@ -230,8 +240,8 @@ def _table_statements(table: str) -> list[str]:
 
 
 def _version(connection: sqlite3.Connection, table: str) -> int | None:
-    row = connection.execute(_SELECT_VERSION, (table,)).fetchone()
-    return None if row is None else int(row[0])
+    found = rows(connection, _SELECT_VERSION, (table,))
+    return int(found[0][0]) if found else None
 
 
 def _refuse_newer(table: str, found: int) -> None:

@@ -24,7 +24,7 @@ from saga_bus.store import (
     StoreCapabilities,
 )
 from saga_bus.store_sqlite._connections import Durability, Settings
-from saga_bus.store_sqlite._engines import BoundEngine, Engine, FileEngine, OneThreadEngine, SchemaWork
+from saga_bus.store_sqlite._engines import BoundEngine, Engine, FileEngine, GivenEngine, MemoryEngine, SchemaWork
 from saga_bus.store_sqlite._health import warnings_about
 from saga_bus.store_sqlite._location import parse_location
 from saga_bus.store_sqlite._operations import Operations
@@ -92,18 +92,21 @@ class SqliteSagaStore(BaseSagaStore[StateT]):
             raise InvalidSagaError("give a database or a connection, not both")
         if connection is not None and not isinstance(connection, sqlite3.Connection):
             raise InvalidSagaError(f"the connection must be a sqlite3.Connection, not {type(connection).__name__}")
-        is_given = connection is not None
         location = parse_location(_DEFAULT_DATABASE if database is None else database)
         options = {"table": table, "durability": durability, "busy_timeout": busy_timeout, **location.options}
         self._settings = _checked(Settings(**options))
         self._operations = Operations(self._settings.table)
-        self._place = "the given connection" if is_given else str(location)
-        if location.path is not None and not is_given:
-            self._engine: Engine = FileEngine(location.path, self._settings)
+        self._place = "the given connection" if connection is not None else str(location)
+        self._engine: Engine
+        if connection is not None:
+            self._engine = GivenEngine(connection, self._settings)
+            self.capabilities = replace(self.capabilities, processes=False)
+        elif location.path is None:
+            # No other process, and no connection of the caller's, reaches a database in memory.
+            self._engine = MemoryEngine(self._settings)
+            self.capabilities = replace(self.capabilities, processes=False, transactions=False)
         else:
-            # No other process, and no other connection, reaches a database in memory.
-            self._engine = OneThreadEngine(connection, self._settings)
-            self.capabilities = replace(self.capabilities, processes=False, transactions=is_given)
+            self._engine = FileEngine(location.path, self._settings)
 
     def __repr__(self) -> str:
         return f"{type(self).__qualname__}({self._place!r}, table={self._settings.table!r})"
