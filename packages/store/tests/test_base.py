@@ -19,6 +19,7 @@ from saga_bus.store import (
     SagaQuery,
     SagaRow,
     SagaState,
+    StateEncodeError,
     StateTooLargeError,
     StoreCapabilities,
     StoreClosedError,
@@ -26,6 +27,7 @@ from saga_bus.store import (
     UntypedSagaState,
     capabilities_of,
 )
+from saga_bus.store_inmemory import InMemorySagaStore
 
 NOW = datetime(2024, 1, 2, tzinfo=UTC)
 NAIVE = datetime(2024, 1, 2)  # noqa: DTZ001
@@ -420,3 +422,27 @@ def test_capabilities_are_declared_never_inferred() -> None:
     assert capabilities_of(FakeStore()) == EVERYTHING
     with pytest.raises(TypeError, match=r"Wrong\.capabilities must be StoreCapabilities"):
         capabilities_of(Wrong())
+
+
+class Older(SagaState, kw_only=True):
+    note: str = ""
+
+
+class Newer(Older, kw_only=True):
+    extra: int = 0
+
+
+@pytest.mark.parametrize("state", [Newer(extra=5), SagaState()], ids=["a subclass with a field more", "a base class"])
+def test_a_state_of_another_type_than_the_sagas_is_refused_before_it_loses_a_field(state: SagaState) -> None:
+    async def scenario() -> None:
+        store: InMemorySagaStore[Any] = InMemorySagaStore(state_types={"Order": Older})
+        with pytest.raises(StateEncodeError, match="saga 'Order' has the state type Older, not "):
+            await store.insert("Order", "order-1", state)
+        assert store.size == 0
+        await store.insert("Unregistered", "order-1", state)  # nothing is known of its type
+        untyped = UntypedSagaState(data={"note": "from a tool"})
+        await store.insert("Order", "order-2", untyped)
+        found = await store.get_by_correlation_id("Order", "order-2")
+        assert found == Older(metadata=untyped.metadata, note="from a tool")
+
+    asyncio.run(scenario())

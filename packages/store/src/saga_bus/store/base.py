@@ -33,6 +33,7 @@ from saga_bus.store.query import (
     order_of,
 )
 from saga_bus.store.repository import SagaRepository
+from saga_bus.store.state import UntypedSagaState
 
 __all__ = ["BaseSagaStore", "FoundRow", "SagaQuery", "SagaRow"]
 
@@ -181,9 +182,10 @@ class BaseSagaStore(ABC, Generic[StateT]):
 
         Args:
             saga_name: 1 to 128 characters.
-            state_type: The type of its states; it is registered.
+            state_type: The type of its states; it is registered, where the codec takes types.
         """
-        self.register(saga_name, state_type)
+        if isinstance(self._codec, TypedStateCodec):  # else it knows its types by itself
+            self.register(saga_name, state_type)
         return SagaRepository(self, saga_name)
 
     # -- the five operations -----------------------------------------------------------------------------
@@ -434,7 +436,7 @@ class BaseSagaStore(ABC, Generic[StateT]):
         limit = self.capabilities.max_state_bytes
         if limit is not None and len(document) > limit:
             raise StateTooLargeError(saga_name=saga_name, saga_id=metadata.saga_id, size=len(document), limit=limit)
-        self._refuse_unreadable(saga_name, document)
+        self._refuse_unreadable(saga_name, state, document)
         return SagaRow(
             saga_name,
             metadata.saga_id,
@@ -448,12 +450,17 @@ class BaseSagaStore(ABC, Generic[StateT]):
             bool(metadata.outbox),
         )
 
-    def _refuse_unreadable(self, saga_name: str, document: bytes) -> None:
-        # A state of the wrong type, or with a field of the wrong type, would be written and never read again.
+    def _refuse_unreadable(self, saga_name: str, state: StateT, document: bytes) -> None:
+        # A field of the wrong type would be written and never read again; a state of another type than the
+        # saga's would come back without the fields that the saga's type does not have.
         try:
-            self._codec.decode(saga_name, document)
+            found = self._codec.decode(saga_name, document)
         except Exception as error:
             raise StateEncodeError(f"the state could not be read back: {error}") from error
+        if type(found) is not type(state) and UntypedSagaState not in (type(found), type(state)):
+            raise StateEncodeError(
+                f"saga {saga_name!r} has the state type {type(found).__qualname__}, not {type(state).__qualname__}"
+            )
 
     def _require(self, ability: str) -> None:
         if not getattr(self.capabilities, ability):

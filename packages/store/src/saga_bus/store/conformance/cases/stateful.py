@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from saga_bus.store.conformance.kit import Kit, case, close_store
 from saga_bus.store.conformance.machine import run_machine
 
-from saga_bus.store.conformance.kit import Kit, case, close_store
-
-EXAMPLES = 20
-STEPS = 25
+EXAMPLES = 50
+STEPS = 30
 
 
 @case()
