@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--callers", type=_numbers, default=(1, 32), help="callers at the same time; default: 1,32")
     parser.add_argument("--rows", type=_numbers, default=(1000,), help="stored sagas before; default: 1000")
-    parser.add_argument("--active", type=_number, help="how many of them are used, evenly spread; default: all")
+    parser.add_argument("--active", type=_number, help="how many of them are used, the newest; default: all")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--seconds", type=_seconds, default=_SECONDS, help=f"time of a round; default: {_SECONDS}")
     length.add_argument("--ops", type=_number, help="operations of a round, instead of a time")

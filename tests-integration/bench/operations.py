@@ -32,7 +32,7 @@ class Orders:
     Args:
         subject: The subject.
         rows: How many orders are stored.
-        active: How many of them are read and written, spread evenly over all.
+        active: How many of them are read and written: the newest ones.
     """
 
     def __init__(self, subject: Subject, rows: int, active: int) -> None:
@@ -40,7 +40,7 @@ class Orders:
         self.rows = rows
         self.stored = rows
         self.active = active
-        self.stride = rows // active
+        self.first = rows - active
         self.versions = array("q", bytes(8 * rows))
         self.new_numbers = itertools.count(rows)
         self.random = random.Random(20_250_101)
@@ -60,8 +60,8 @@ class Orders:
         return [make(self._numbers(caller, callers)) for caller in range(callers)]
 
     def _numbers(self, caller: int, callers: int) -> Callable[[], int]:
-        own, stride, chance = self.active // callers, self.stride, self.random.random
-        return lambda: (caller + callers * int(chance() * own)) * stride
+        own, first, chance = self.active // callers, self.first + caller, self.random.random
+        return lambda: first + callers * int(chance() * own)
 
     def _get_by_id(self, next_number: Callable[[], int]) -> Step:
         async def step() -> None:
@@ -152,8 +152,7 @@ class Orders:
             BenchmarkError: A write was lost, or one too many was done.
         """
         self._compare("the database", *await self.subject.totals())
-        for slot in range(0, self.active, max(1, self.active // 50)):
-            number = slot * self.stride
+        for number in range(self.first, self.rows, max(1, self.active // 50)):
             self._check(number, await self.subject.get_by_id(saga_id_of(number)))
 
     def _compare(self, where: str, count: int, versions: int) -> None:

@@ -79,7 +79,7 @@ def correlation_id_of(number: int) -> str:
 
 
 def state_of(number: int, version: int) -> OrderState:
-    """One version of an order.
+    """One version of an order; from version 1 on, it was updated just now.
 
     Args:
         number: The order's number, from 0.
@@ -91,7 +91,7 @@ def state_of(number: int, version: int) -> OrderState:
             saga_id=saga_id_of(number),
             version=version,
             created_at=created,
-            updated_at=created + timedelta(seconds=version),
+            updated_at=datetime.now(UTC) if version else created,
         ),
         order_id=correlation_id_of(number),
         status=f"step-{version % 10}",
