@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 from saga_bus.store import InvalidSagaError, SagaStoreError, SchemaError
 from saga_bus.store_sqlite import _schema as schema
 from saga_bus.store_sqlite._errors import driver_errors, result_code, translated
-from saga_bus.store_sqlite._transactions import patiently, transaction
+from saga_bus.store_sqlite._transactions import patiently
 
 __all__ = [
     "Durability",
@@ -21,7 +21,6 @@ __all__ = [
     "open_file",
     "open_memory",
     "prepare_file",
-    "prepare_memory",
     "use_wal",
 ]
 
@@ -113,17 +112,6 @@ def prepare_file(connection: sqlite3.Connection, settings: Settings, *, writes: 
 def open_memory() -> sqlite3.Connection:
     """Open a database in memory."""
     return sqlite3.connect(":memory:", isolation_level=None)
-
-
-def prepare_memory(connection: sqlite3.Connection, settings: Settings) -> None:
-    """Create the schema of a database in memory.
-
-    Args:
-        connection: A connection that was just opened.
-        settings: The store's settings.
-    """
-    with transaction(connection, patience=0):
-        schema.create(connection, settings.table)
 
 
 class GivenConnection:

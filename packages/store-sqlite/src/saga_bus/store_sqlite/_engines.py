@@ -17,7 +17,6 @@ from saga_bus.store_sqlite._connections import (
     open_file,
     open_memory,
     prepare_file,
-    prepare_memory,
     use_wal,
 )
 from saga_bus.store_sqlite._driver import ConnectionThread
@@ -92,7 +91,7 @@ class _ThreadedEngine:
         return result
 
     async def schema(self, work: SchemaWork) -> None:
-        # Without preparation: that checks or creates the schema itself.
+        # Without preparation: that is a check, which must not come before the schema is made.
         await self._writer.run(partial(_work_on_schema, work, self._settings), prepared=False)
 
     async def close(self) -> None:
@@ -153,7 +152,7 @@ class MemoryEngine(_ThreadedEngine):
     """
 
     def __init__(self, settings: Settings) -> None:
-        thread = ConnectionThread(open_memory, partial(prepare_memory, settings=settings), name=f"{_THREAD}-memory")
+        thread = ConnectionThread(open_memory, partial(_check_schema, settings=settings), name=f"{_THREAD}-memory")
         super().__init__(thread, thread, thread, settings, patience=0)
 
 

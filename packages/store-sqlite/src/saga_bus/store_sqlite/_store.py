@@ -48,9 +48,10 @@ class SqliteSagaStore(BaseSagaStore[StateT]):
     own result, and returns after the commit. The work is done in threads, so the event loop never waits.
 
     Args:
-        database: A path, ``:memory:``, or a URL: ``sqlite:///relative.db``, ``sqlite:////absolute.db`` or
-            ``sqlite://`` for memory, with ``?table=...&durability=...&busy_timeout=...``, which win over the
-            arguments. ``sagas.db`` when left out.
+        database: A path, ``:memory:`` for a database that lives as long as the store is open, or a URL:
+            ``sqlite:///relative.db``, ``sqlite:////absolute.db`` or ``sqlite://`` for memory, with
+            ``?table=...&durability=...&busy_timeout=...``, which win over the arguments. ``sagas.db`` when
+            left out.
         connection: Instead of a database, a connection made with ``check_same_thread=False``; the store uses
             it in a thread, nobody else may meanwhile, and it is never closed by the store.
         table: The table's name.
