@@ -1,0 +1,1 @@
+"""Faults on purpose: a proxy that cuts connections at a chosen moment, and a load that proves what survived."""
