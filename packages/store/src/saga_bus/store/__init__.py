@@ -1,6 +1,6 @@
 """Durable saga state: one contract for every database, and what a backend author needs to keep it."""
 
-from saga_bus.store.base import BaseSagaStore, FoundRow, SagaQuery, SagaRow
+from saga_bus.store.base import BaseSagaStore
 from saga_bus.store.coalesce import Coalescer
 from saga_bus.store.codec import JsonStateCodec, StateCodec, TypedStateCodec
 from saga_bus.store.errors import (
@@ -36,6 +36,7 @@ from saga_bus.store.protocol import (
 from saga_bus.store.query import CursorPosition, Page, SagaFilter, SagaOrder, SagaRecord
 from saga_bus.store.registry import open_store
 from saga_bus.store.repository import SagaRepository
+from saga_bus.store.rows import FoundRow, SagaQuery, SagaRow
 from saga_bus.store.state import HasMetadata, SagaMetadata, SagaState, UntypedSagaState, new_saga_id
 
 __all__ = [

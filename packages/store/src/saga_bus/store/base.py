@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
-
-import msgspec
 
 from saga_bus.store import checks
 from saga_bus.store.codec import JsonStateCodec, StateCodec, TypedStateCodec
@@ -18,24 +14,24 @@ from saga_bus.store.errors import (
     InvalidSagaError,
     StateEncodeError,
     StateTooLargeError,
-    StoreClosedError,
     UnsupportedOperationError,
 )
+from saga_bus.store.lifecycle import OpensOnce
 from saga_bus.store.protocol import Ping, StoreCapabilities
 from saga_bus.store.query import (
     CursorPosition,
     Page,
     SagaFilter,
-    SagaOrder,
     SagaRecord,
     decode_cursor,
     encode_cursor,
     order_of,
 )
 from saga_bus.store.repository import SagaRepository
+from saga_bus.store.rows import FoundRow, SagaQuery, SagaRow
 from saga_bus.store.state import UntypedSagaState
 
-__all__ = ["BaseSagaStore", "FoundRow", "SagaQuery", "SagaRow"]
+__all__ = ["BaseSagaStore"]
 
 StateT = TypeVar("StateT")
 RepositoryStateT = TypeVar("RepositoryStateT")
@@ -43,71 +39,7 @@ RepositoryStateT = TypeVar("RepositoryStateT")
 _MOST_ROWS = 2**31 - 2  # with the row that tells of a next page, what the drivers take as a 32-bit limit
 
 
-class SagaRow(msgspec.Struct, frozen=True, gc=False):
-    """One version of a saga, flat: the document is the truth, the rest is an index over its metadata.
-
-    Args:
-        saga_name: The saga's name.
-        saga_id: The saga's id.
-        version: The version.
-        document: The encoded state, metadata included.
-        is_completed: Whether the saga has ended.
-        created_at: When it started, aware, in UTC.
-        updated_at: When this version was made, aware, in UTC.
-        archived_at: When it was archived, aware, in UTC.
-        timeout_expires_at: When its timeout is due, aware, in UTC.
-        outbox_pending: Whether messages are saved but not yet confirmed sent.
-    """
-
-    saga_name: str
-    saga_id: str
-    version: int
-    document: bytes
-    is_completed: bool
-    created_at: datetime
-    updated_at: datetime
-    archived_at: datetime | None
-    timeout_expires_at: datetime | None
-    outbox_pending: bool
-
-
-class SagaQuery(msgspec.Struct, frozen=True):
-    """A page to fetch.
-
-    Args:
-        where: Which sagas; checked.
-        order: The total order: "newest" is (created_at, saga_name, saga_id) descending, "stalest" is
-            (updated_at, saga_name, saga_id) ascending, "due" is (timeout_expires_at, saga_name, saga_id)
-            ascending.
-        limit: The most rows, at least 1.
-        after: Only rows strictly behind this place in the order.
-    """
-
-    where: SagaFilter
-    order: SagaOrder
-    limit: int
-    after: CursorPosition | None
-
-
-class FoundRow(msgspec.Struct, frozen=True, gc=False):
-    """One row that a query found.
-
-    Args:
-        saga_name: The saga's name.
-        saga_id: The saga's id.
-        correlation_id: The saga's correlation id.
-        moment: The timestamp that the query orders by, in microseconds since 1970 (UTC).
-        document: The encoded state.
-    """
-
-    saga_name: str
-    saga_id: str
-    correlation_id: str
-    moment: int
-    document: bytes
-
-
-class BaseSagaStore(ABC, Generic[StateT]):
+class BaseSagaStore(OpensOnce, ABC, Generic[StateT]):
     """The public operations of a store, with every check; a backend adds the primitives.
 
     A backend sets ``capabilities`` and implements ``_insert``, ``_update``, ``_get_by_id``,
@@ -122,40 +54,10 @@ class BaseSagaStore(ABC, Generic[StateT]):
     capabilities: StoreCapabilities = StoreCapabilities()
 
     def __init__(self, *, state_types: Mapping[str, type] | None = None, codec: StateCodec | None = None) -> None:
+        super().__init__()
         self._codec = JsonStateCodec() if codec is None else codec
-        self._opening = asyncio.Lock()
-        self._is_open = False
-        self._is_closed = False
         for saga_name, state_type in (state_types or {}).items():
             self.register(saga_name, state_type)
-
-    # -- life --------------------------------------------------------------------------------------------
-
-    async def __aenter__(self) -> Self:
-        await self._ensure_open()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Finish what is in hand and close what the store opened itself; closing twice is no error."""
-        async with self._opening:
-            was_open, self._is_open, self._is_closed = self._is_open, False, True
-            if was_open:
-                await self._close()
-
-    async def _ensure_open(self) -> None:
-        if self._is_open:
-            return
-        async with self._opening:
-            if self._is_closed:
-                raise StoreClosedError(f"{type(self).__qualname__} is closed")
-            if not self._is_open:
-                await self._open()
-                self._is_open = True
 
     # -- types -------------------------------------------------------------------------------------------
 
@@ -466,17 +368,7 @@ class BaseSagaStore(ABC, Generic[StateT]):
         if not getattr(self.capabilities, ability):
             raise UnsupportedOperationError(f"{type(self).__qualname__} does not declare {ability!r}")
 
-    def _refuse_closed(self) -> None:
-        if self._is_closed:
-            raise StoreClosedError(f"{type(self).__qualname__} is closed")
-
     # -- primitives of every backend ---------------------------------------------------------------------
-
-    async def _open(self) -> None:
-        """Open what the store owns; called once, before the first operation."""
-
-    async def _close(self) -> None:
-        """Close what the store owns; called at most once, and only after ``_open``."""
 
     @abstractmethod
     async def _insert(self, row: SagaRow, correlation_id: str) -> None:

@@ -8,16 +8,14 @@ import dataclasses
 import inspect
 import random
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import msgspec
 
 from saga_bus.store.checks import check_count, metadata_of
 from saga_bus.store.errors import ConcurrencyError, SagaNotFoundError
+from saga_bus.store.protocol import DeletesConditionally, SagaStore
 from saga_bus.store.state import SagaMetadata
-
-if TYPE_CHECKING:
-    from saga_bus.store.base import BaseSagaStore
 
 __all__ = ["SagaRepository"]
 
@@ -25,6 +23,14 @@ StateT = TypeVar("StateT")
 
 _FIRST_PAUSE = 0.005  # seconds
 _LONGEST_PAUSE = 0.5
+
+
+class ConditionalSagaStore(SagaStore[Any], DeletesConditionally, Protocol):
+    """What a repository needs: the five operations, with the delete of an expected version."""
+
+    async def delete(self, saga_name: str, saga_id: str, expected_version: int | None = None) -> None:
+        """Delete a saga; see `DeletesConditionally.delete`."""
+        ...
 
 
 class SagaRepository(Generic[StateT]):
@@ -35,7 +41,7 @@ class SagaRepository(Generic[StateT]):
         saga_name: The saga's name.
     """
 
-    def __init__(self, store: BaseSagaStore[Any], saga_name: str) -> None:
+    def __init__(self, store: ConditionalSagaStore, saga_name: str) -> None:
         self._store = store
         self.saga_name = saga_name
 

@@ -5,13 +5,12 @@ pytest, ``python -m saga_bus.store.conformance package.module:open_store`` in a 
 ``await run_conformance(open_store)`` from code.
 """
 
-from saga_bus.store.conformance.differential import run_differential
-from saga_bus.store.conformance.machine import run_machine
-
 from saga_bus.store.conformance.cases import CASES, GROUPS
+from saga_bus.store.conformance.differential import run_differential
 from saga_bus.store.conformance.history import History, Operation
 from saga_bus.store.conformance.kit import Case, Hooks, Transaction
 from saga_bus.store.conformance.linearizability import Violation, check
+from saga_bus.store.conformance.machine import run_machine
 from saga_bus.store.conformance.report import (
     SUITE_VERSION,
     CannotOpenError,

@@ -8,7 +8,7 @@ operation gets its place only when the answer of some operation demands it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from heapq import heappop, heappush
 from itertools import count
 from typing import TypeAlias
@@ -132,6 +132,7 @@ class _Search:
 
     def __init__(self, history: Sequence[Operation], initial: Held) -> None:
         self._history = history
+        self._effects, self._twins = _interchangeable(history)
         self._initial = initial
         self._active = sum(1 << number for number, operation in enumerate(history) if _may_change(operation))
         self._unknown = sum(1 << number for number, one in enumerate(history) if one.outcome == "unknown")
@@ -192,7 +193,9 @@ class _Search:
         for placed, held in waiting:
             self.possible[held] = None
             for other in _bits(self._active & self._open & ~placed):
-                fits, after = _fits(self._history[other], held)
+                if self._twins[other] & ~placed:
+                    continue
+                fits, after = _fits(self._effects[other], held)
                 if fits:
                     reached, then = self._settled(placed | 1 << other, after)
                     (explained if reached & own else waiting).add((reached & ~own, then))
@@ -221,6 +224,39 @@ class _Search:
                 and (operation.kind == "insert" or (operation.expected_version or 0) < version)
             )
         return self._passed[version]
+
+
+class _Unread:
+    """Stands for every value that was written without an answer and that no read returned."""
+
+    def __repr__(self) -> str:
+        return "with a value that nobody read"
+
+
+_UNREAD = _Unread()
+
+
+def _interchangeable(history: Sequence[Operation]) -> tuple[list[Operation], list[int]]:
+    """The operations with unread values made one, and for each unanswered one the earlier ones just like it.
+
+    Of several unanswered operations that do the same, the first can stand wherever a later one could.
+    """
+    read = {operation.result for operation in history if operation.kind == "read"}
+    effects: list[Operation] = []
+    twins: list[int] = []
+    alike: dict[tuple[str, int | None, Hashable], int] = {}
+    for number, operation in enumerate(history):
+        effect, earlier = operation, 0
+        if operation.outcome == "unknown":
+            version = 0 if operation.expected_version is None else operation.expected_version + 1
+            if operation.kind != "delete" and (version, operation.value) not in read:
+                effect = msgspec.structs.replace(operation, value=_UNREAD)
+            what = (effect.kind, effect.expected_version, effect.value)
+            earlier = alike.get(what, 0)
+            alike[what] = earlier | 1 << number
+        effects.append(effect)
+        twins.append(earlier)
+    return effects, twins
 
 
 class _Fewest:
