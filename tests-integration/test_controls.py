@@ -1,0 +1,42 @@
+"""The conformance kit fails every broken store, for its fault, and no sound one."""
+
+from __future__ import annotations
+
+import pytest
+
+from controls import CONTROLS, Control
+from controls.report import findings, judge
+from controls.sound import SOUND
+from saga_bus.store.conformance.cases import CASES
+
+# Cases that no broken store is known to fail; each needs a reason, and there is none at present.
+NEVER_FAILED: dict[str, str] = {}
+
+
+def test_there_are_many_controls_with_distinct_faults():
+    assert len(CONTROLS) >= 45
+    assert len({control.fault for control in CONTROLS}) == len(CONTROLS)
+    assert all(control.fault and control.says and control.cases for control in CONTROLS)
+
+
+def test_every_named_case_exists():
+    assert {case for control in CONTROLS for case in control.cases} <= {found.name for found in CASES}
+
+
+def test_every_case_fails_some_control():
+    named = {case for control in CONTROLS for case in control.cases}
+    assert {found.name for found in CASES} - named == set(NEVER_FAILED)
+
+
+@pytest.mark.parametrize("control", CONTROLS, ids=lambda control: control.store.__qualname__)
+def test_is_failed_for_its_fault(control: Control, tmp_path):
+    for finding in findings(control, tmp_path):
+        assert finding.failed, f"{finding.case} does not find: {control.fault}; it said {finding.message!r}"
+
+
+@pytest.mark.parametrize("base", SOUND, ids=lambda base: base.__qualname__)
+def test_the_sound_base_passes(base, tmp_path):
+    cases = dict.fromkeys(case for control in CONTROLS if control.base is base for case in control.cases)
+    assert cases, "a base of no control is of no use"
+    verdicts = {case: judge(base, case, tmp_path) for case in cases}
+    assert {case: message for case, message in verdicts.items() if message} == {}
