@@ -12,7 +12,6 @@ _NORMAL = 1
 _FULL = 2
 # https://www.sqlite.org/wal.html#walresetbug
 _WAL_RESET_FIXED = (3, 51, 3)
-_FILE = "SELECT coalesce(file, '') FROM pragma_database_list WHERE name = 'main'"
 
 
 def warnings_about(connection: sqlite3.Connection) -> list[str]:
@@ -29,7 +28,7 @@ def warnings_about(connection: sqlite3.Connection) -> list[str]:
     value("SELECT count(*) FROM sqlite_master")  # a round trip to the file itself
     journal_mode, synchronous = value("PRAGMA journal_mode"), int(value("PRAGMA synchronous"))
     warnings: list[str] = []
-    if journal_mode == "memory" and not value(_FILE):
+    if journal_mode == "memory" and not _has_file(connection):
         return ["the database is in memory: its sagas end with the process"]
     if journal_mode in ("off", "memory"):
         warnings.append(f"journal_mode is {journal_mode}: a crash in the middle of a write damages the file")
@@ -43,3 +42,7 @@ def warnings_about(connection: sqlite3.Connection) -> list[str]:
             "(the WAL-reset bug, fixed in 3.51.3)"
         )
     return warnings
+
+
+def _has_file(connection: sqlite3.Connection) -> bool:
+    return any(file for _, name, file in rows(connection, "PRAGMA database_list") if name in ("main", b"main"))

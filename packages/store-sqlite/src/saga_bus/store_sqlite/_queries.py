@@ -73,7 +73,7 @@ def count_statement(table: str, where: SagaFilter) -> Statement:
     index = _counted_index(where)
     hint = "" if index is None else f" INDEXED BY {index.name(table)}"
     conditions, parameters = _conditions(where, index)
-    sql = _COUNT.format(table=quote_identifier(table), index=hint, conditions=" AND ".join(conditions) or "TRUE")
+    sql = _COUNT.format(table=quote_identifier(table), index=hint, conditions=" AND ".join(conditions) or "1")
     return sql, parameters
 
 
@@ -119,7 +119,7 @@ def _page_part(table: str, query: SagaQuery, where: SagaFilter, index: Index) ->
         moment=_MOMENTS[query.order],
         table=quote_identifier(table),
         index=index.name(table),
-        conditions=" AND ".join(conditions) or "TRUE",
+        conditions=" AND ".join(conditions) or "1",
     )
     return sql, parameters
 

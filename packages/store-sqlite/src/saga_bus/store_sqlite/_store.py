@@ -124,7 +124,7 @@ class SqliteSagaStore(BaseSagaStore[StateT]):
         if not isinstance(connection, sqlite3.Connection):
             raise InvalidSagaError(f"bind takes a sqlite3.Connection, not {type(connection).__name__}")
         bound = copy.copy(self)  # the same codec, types and table, whatever class this is
-        bound.__dict__.update(
+        vars(bound).update(
             _engine=BoundEngine(connection, self._settings),
             _place="the caller's transaction",
             _opening=asyncio.Lock(),
