@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import chain, combinations, product
+from typing import Any
+
+import msgspec
 
 from saga_bus.store.query import SagaFilter
 from saga_bus.store.state import SagaMetadata, SagaState
 
-__all__ = ["BASE", "KEYS", "MOMENTS", "SAGA_NAMES", "STATE_TYPES", "MachineState", "Model", "machine_state"]
+__all__ = [
+    "CONTENTS",
+    "FILTERS",
+    "KEYS",
+    "MOMENTS",
+    "SAGA_NAMES",
+    "STATE_TYPES",
+    "Content",
+    "MachineState",
+    "Model",
+    "shown_fields",
+]
 
-BASE = datetime(2024, 2, 29, 23, 59, 59, 999_998, tzinfo=UTC)
+_BASE = datetime(2024, 2, 29, 23, 59, 59, 999_998, tzinfo=UTC)
 # Microseconds apart, so that a store which cuts them off sorts and selects wrongly.
-MOMENTS = tuple(BASE + timedelta(microseconds=step) for step in (0, 1, 2, 1_000, 86_400_000_000))
+MOMENTS = tuple(_BASE + timedelta(microseconds=step) for step in (0, 1, 2, 1_000, 86_400_000_000))
 SAGA_NAMES = ("MachineSaga", "OtherMachineSaga")
 # One pool for saga ids and correlation ids, so that a store which mixes them up is caught.
 KEYS = ("k1", "k2", "k3", "k4")
@@ -34,28 +50,12 @@ class MachineState(SagaState, kw_only=True):
 STATE_TYPES: dict[str, type] = dict.fromkeys(SAGA_NAMES, MachineState)
 
 
-def machine_state(
-    saga_id: str,
-    version: int,
-    *,
-    created: datetime,
-    updated: datetime,
-    completed: bool = False,
-    archived: datetime | None = None,
-    timeout: datetime | None = None,
-    outbox: bool = False,
-    note: str = "",
-    count: int = 0,
-    weight: float = 0.0,
-) -> MachineState:
-    """Make a state.
+class Content(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What a script writes into a saga.
 
     Args:
-        saga_id: Its id.
-        version: Its version.
-        created: When the saga started.
-        updated: When this version was made.
-        completed: Whether it has ended.
+        at: When this version is made, and the saga too when it is new.
+        completed: Whether the saga has ended.
         archived: When it was archived.
         timeout: When its timeout is due.
         outbox: Whether a message waits in its outbox.
@@ -63,17 +63,84 @@ def machine_state(
         count: A number.
         weight: A float.
     """
-    metadata = SagaMetadata(
-        saga_id=saga_id,
-        version=version,
-        created_at=created,
-        updated_at=updated,
-        is_completed=completed,
-        archived_at=archived,
-        timeout_expires_at=timeout,
-        outbox=({"message": "waits"},) if outbox else (),
+
+    at: datetime = MOMENTS[0]
+    completed: bool = False
+    archived: datetime | None = None
+    timeout: datetime | None = None
+    outbox: bool = False
+    note: str = ""
+    count: int = 0
+    weight: float = 0.0
+
+    def __repr__(self) -> str:
+        return f"Content({shown_fields(self)})"
+
+    def state(self, saga_id: str, version: int, *, created: datetime | None = None) -> MachineState:
+        """Make a state of it.
+
+        Args:
+            saga_id: Its id.
+            version: Its version.
+            created: When the saga started; ``at`` when left out.
+        """
+        metadata = SagaMetadata(
+            saga_id=saga_id,
+            version=version,
+            created_at=created or self.at,
+            updated_at=self.at,
+            is_completed=self.completed,
+            archived_at=self.archived,
+            timeout_expires_at=self.timeout,
+            outbox=({"message": "waits"},) if self.outbox else (),
+        )
+        return MachineState(metadata=metadata, note=self.note, count=self.count, weight=self.weight)
+
+
+def shown_fields(struct: msgspec.Struct) -> str:
+    """The fields of a struct that differ from their defaults, as in a call of its class.
+
+    Args:
+        struct: The struct, all of whose fields have defaults.
+    """
+    usual = msgspec.structs.asdict(type(struct)())
+    fields = msgspec.structs.asdict(struct).items()
+    return ", ".join(
+        f"{name}={value.isoformat() if isinstance(value, datetime) else repr(value)}"
+        for name, value in fields
+        if value is not usual[name] and value != usual[name]
     )
-    return MachineState(metadata=metadata, note=note, count=count, weight=weight)
+
+
+# Contents and filters are chosen whole: hypothesis removes a step from a script only when the step took few
+# choices, so a short script depends on it. The simplest come first, for what it shrinks towards.
+CONTENTS = tuple(
+    Content(at=at, completed=completed, archived=archived, timeout=timeout, outbox=outbox, note=note, count=count)
+    for (note, count), outbox, timeout, archived, completed, at in product(
+        (("", 0), ("n\N{CRAB}", 7)), (False, True), (None, *MOMENTS[:3]), (None, MOMENTS[1]), (False, True), MOMENTS
+    )
+)
+
+
+def _some_filters() -> Iterator[SagaFilter]:
+    fields: dict[str, tuple[Any, ...]] = {
+        "saga_name": SAGA_NAMES,
+        "completed": (True, False),
+        "archived": (True, False),
+        "outbox_pending": (True, False),
+        "created_after": MOMENTS,
+        "created_before": MOMENTS,
+        "updated_after": MOMENTS,
+        "updated_before": MOMENTS,
+        "timeout_due_before": MOMENTS,
+    }
+    for names in chain.from_iterable(combinations(fields, number) for number in (0, 1, 2)):
+        for values in product(*(fields[name] for name in names)):
+            for order in (None, "newest", "stalest", "due") if "timeout_due_before" in names else (None, "stalest"):
+                yield SagaFilter(**dict(zip(names, values, strict=True)), order=order)
+
+
+FILTERS = tuple(_some_filters())
 
 
 class Model:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from datetime import datetime
-from math import nan
-from typing import Any, Literal
+from math import inf, nan
+from typing import Any, Literal, cast
 
 import msgspec
 from hypothesis import strategies as st
 
 from saga_bus.store import errors
-from saga_bus.store.conformance.model import KEYS, MOMENTS, SAGA_NAMES, machine_state
+from saga_bus.store.conformance.model import (
+    CONTENTS,
+    FILTERS,
+    KEYS,
+    MOMENTS,
+    SAGA_NAMES,
+    Content,
+    shown_fields,
+)
 from saga_bus.store.query import SagaFilter
 
 __all__ = ["Call", "Outcome", "Player", "Progress", "Step", "agree", "steps_for"]
@@ -20,39 +28,41 @@ Kind = Literal[
 ]
 Cursor = Literal["first", "next", "changed", "of another filter", "garbage"]
 
+_CURSORS: tuple[Cursor, ...] = ("next", "changed", "of another filter", "garbage")
+_ODD_KEYS = ("", "i" * 129, "i" * 257, "nul\x00")
+_ODD_FILTERS = (
+    SagaFilter(saga_name=""),
+    SagaFilter(created_before=MOMENTS[0].replace(tzinfo=None)),
+    SagaFilter(order="due"),
+    SagaFilter(order=cast("Any", "backwards")),
+)
+
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
     """One operation of a script, as hypothesis makes it.
 
     Args:
         kind: The operation.
-        saga_name: Its saga name.
-        key: Its saga id; the correlation id of a look-up by correlation id.
+        saga: Its saga name, and its saga id; the correlation id of a look-up by correlation id.
         correlation_id: Of an insert.
-        distance: From the version that the saga has to the one that is expected; None expects none.
-        raised_by: From the expected version to that of the state.
-        at: When the state is made; the moment of a purge.
-        completed: Whether the state is completed.
-        timeout: When the state's timeout is due.
-        weight: The state's float.
+        versions: The distance from the version that the saga has to the one that is expected, and from that
+            to the version of the state; None expects none.
+        content: What is written.
         where: The filter of a search.
         limit: The page's limit, or the batch size of a purge.
+        before: The moment of a purge.
         cursor: Where a search goes on.
     """
 
     kind: Kind
-    saga_name: str = SAGA_NAMES[0]
-    key: str = KEYS[0]
+    saga: tuple[str, str] = (SAGA_NAMES[0], KEYS[0])
     correlation_id: str = KEYS[0]
-    distance: int | None = 0
-    raised_by: int = 1
-    at: datetime = MOMENTS[0]
-    completed: bool = False
-    timeout: datetime | None = None
-    weight: float = 0.0
+    versions: tuple[int, int] | None = None
+    content: Content = Content()
     where: SagaFilter = SagaFilter()
     limit: int = 1
-    cursor: Cursor = "first"
+    before: datetime = MOMENTS[0]
+    cursor: Cursor = "next"
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,34 +71,36 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         step: The step.
         expected_version: The version that an update or a delete expects.
+        new_version: The version of an update's state.
     """
 
     step: Step
     expected_version: int | None
+    new_version: int
 
     def __str__(self) -> str:  # noqa: PLR0911 - one for each operation
         step = self.step
-        state = f"weight={step.weight}, completed={step.completed}, at={step.at.isoformat()}"
+        saga_name, key = step.saga
         match step.kind:
             case "insert":
-                return f"insert({step.saga_name!r}, {step.correlation_id!r}, state of {step.key!r}: {state})"
+                return f"insert({saga_name!r}, {step.correlation_id!r}, {key!r} with {step.content!r})"
             case "update":
-                version = (self.expected_version or 0) + step.raised_by
-                about = f"state of {step.key!r}: version {version}, {state}"
-                return f"update({step.saga_name!r}, {about}, expected_version={self.expected_version})"
+                about = f"{key!r} at version {self.new_version} with {step.content!r}"
+                return f"update({saga_name!r}, {about}, expected_version={self.expected_version})"
             case "delete":
                 expected = "" if self.expected_version is None else f", expected_version={self.expected_version}"
-                return f"delete({step.saga_name!r}, {step.key!r}{expected})"
+                return f"delete({saga_name!r}, {key!r}{expected})"
             case "find":
-                return f"find({_set_fields(step.where)}, limit={step.limit})"
+                return f"find(SagaFilter({shown_fields(step.where)}), limit={step.limit})"
             case "find_next":
-                return f"find(the filter of the last find, limit={step.limit}, cursor={step.cursor})"
+                return f"find(the same filter, limit={step.limit}, cursor: {step.cursor})"
             case "count":
-                return f"count({_set_fields(step.where)})"
+                return f"count(SagaFilter({shown_fields(step.where)}))"
             case "purge":
-                return f"delete_completed_before({step.saga_name!r}, {step.at.isoformat()}, batch_size={step.limit})"
+                before = step.before.isoformat()
+                return f"delete_completed_before({saga_name!r}, {before}, batch_size={step.limit})"
             case _:
-                return f"{step.kind}({step.saga_name!r}, {step.key!r})"
+                return f"{step.kind}({saga_name!r}, {key!r})"
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,24 +166,25 @@ class Player:
 
     async def _result(self, call: Call) -> Any:  # noqa: C901, PLR0911 - one for each operation
         step, expected = call.step, call.expected_version
+        saga_name, key = step.saga
         match step.kind:
             case "insert":
-                return await self._store.insert(step.saga_name, step.correlation_id, _state(step, 0))
+                return await self._store.insert(saga_name, step.correlation_id, step.content.state(key, 0))
             case "update":
-                version = (expected or 0) + step.raised_by
-                return await self._store.update(step.saga_name, _state(step, version), expected)
+                state = step.content.state(key, call.new_version, created=MOMENTS[0])
+                return await self._store.update(saga_name, state, expected)
             case "delete" if expected is None:
-                return await self._store.delete(step.saga_name, step.key)
+                return await self._store.delete(saga_name, key)
             case "delete":
-                return await self._store.delete(step.saga_name, step.key, expected)
+                return await self._store.delete(saga_name, key, expected)
             case "get_by_id":
-                return await self._store.get_by_id(step.saga_name, step.key)
+                return await self._store.get_by_id(saga_name, key)
             case "get_by_correlation_id":
-                return await self._store.get_by_correlation_id(step.saga_name, step.key)
+                return await self._store.get_by_correlation_id(saga_name, key)
             case "count":
                 return await self._store.count(step.where)
             case "purge":
-                return await self._store.delete_completed_before(step.saga_name, step.at, batch_size=step.limit)
+                return await self._store.delete_completed_before(saga_name, step.before, batch_size=step.limit)
             case "find":
                 self._where, self._cursor = step.where, None
                 return await self._page(step.where, step.limit, None)
@@ -213,8 +226,12 @@ class Progress:
         Args:
             step: The step.
         """
-        version = self._versions.get((step.saga_name, step.key), 0)
-        return Call(step=step, expected_version=None if step.distance is None else version + step.distance)
+        version = self._versions.get(step.saga, 0)
+        if step.versions is None:
+            return Call(step=step, expected_version=None, new_version=0)
+        distance, raised_by = step.versions
+        expected = version + distance
+        return Call(step=step, expected_version=expected, new_version=expected + raised_by)
 
     def both_taken(self, call: Call) -> bool:
         """Whether an insert meets its id and its correlation id taken.
@@ -223,8 +240,9 @@ class Progress:
             call: The call.
         """
         step = call.step
-        taken = [name for (name, _), other in self._correlations.items() if other == step.correlation_id]
-        return (step.saga_name, step.key) in self._versions and step.saga_name in taken
+        return step.saga in self._versions and any(
+            (name, other) == (step.saga[0], step.correlation_id) for (name, _), other in self._correlations.items()
+        )
 
     def follow(self, call: Call, outcome: Outcome) -> None:
         """Note what a call did.
@@ -235,38 +253,22 @@ class Progress:
         """
         if outcome.error is not None:
             return
-        step, key = call.step, (call.step.saga_name, call.step.key)
+        step, saga = call.step, call.step.saga
         match step.kind:
             case "insert":
-                self._versions[key], self._correlations[key] = 0, step.correlation_id
+                self._versions[saga], self._correlations[saga] = 0, step.correlation_id
             case "update":
-                self._versions[key] = (call.expected_version or 0) + step.raised_by
+                self._versions[saga] = call.new_version
             case "delete":
-                self._versions.pop(key, None)
-                self._correlations.pop(key, None)
-
-
-def _state(step: Step, version: int) -> Any:
-    return machine_state(
-        step.key,
-        version,
-        created=MOMENTS[0],
-        updated=step.at,
-        completed=step.completed,
-        timeout=step.timeout,
-        weight=step.weight,
-    )
-
-
-def _set_fields(where: SagaFilter) -> str:
-    fields = msgspec.structs.asdict(where).items()
-    return f"SagaFilter({', '.join(f'{name}={value!r}' for name, value in fields if value is not None)})"
+                self._versions.pop(saga, None)
+                self._correlations.pop(saga, None)
 
 
 def _mostly(usual: tuple[Any, ...], odd: tuple[Any, ...]) -> st.SearchStrategy[Any]:
     # The usual values several times over, so that scripts get somewhere between two refusals.
-    repeated = usual * max(1, 8 * len(odd) // len(usual))
-    return st.sampled_from((*repeated, *odd))
+    odd_share = 8
+    repeated = usual * max(1, odd_share * len(odd) // len(usual))
+    return st.sampled_from((*repeated, *odd * max(1, len(repeated) // (odd_share * len(odd)))))
 
 
 def steps_for(abilities: frozenset[str]) -> st.SearchStrategy[Step]:
@@ -275,51 +277,33 @@ def steps_for(abilities: frozenset[str]) -> st.SearchStrategy[Step]:
     Args:
         abilities: Which of "conditional_delete", "query" and "retention".
     """
-    names = _mostly(SAGA_NAMES, ("", "n" * 129))
-    keys = _mostly(KEYS[:3], ("", "i" * 129, "i" * 257, "nul\x00"))
-    moments = st.sampled_from(MOMENTS)
-    about: dict[str, Any] = {"saga_name": names, "key": keys}
-    content: dict[str, Any] = {
-        "at": moments,
-        "completed": st.booleans(),
-        "timeout": st.none() | moments,
-        "weight": _mostly((0.0, 1.5, -0.0), (nan,)),
-    }
-    distances = _mostly((0,), (-1, 1))
+    odd_sagas = (("", "k1"), ("n" * 129, "k1"), *((SAGA_NAMES[0], key) for key in _ODD_KEYS))
+    sagas = _mostly(tuple((saga_name, key) for saga_name in SAGA_NAMES for key in KEYS[:3]), odd_sagas)
+    keys = _mostly(KEYS[:3], _ODD_KEYS)
+    contents = _mostly(CONTENTS, (Content(weight=nan), Content(weight=-inf), Content(note="nul\x00")))
 
     def steps(kind: Kind, **fields: Any) -> st.SearchStrategy[Step]:
         return st.builds(Step, kind=st.just(kind), **fields)
 
     choices = [
-        steps("insert", **about, **content, correlation_id=keys),
-        steps("update", **about, **content, distance=distances, raised_by=_mostly((1,), (0, 2))),
-        steps("get_by_id", **about),
-        steps("get_by_correlation_id", **about),
-        steps("delete", **about, distance=st.none()),
+        steps("insert", saga=sagas, correlation_id=keys, content=contents),
+        steps("update", saga=sagas, content=contents, versions=_mostly(((0, 1),), ((-1, 1), (1, 1), (0, 0), (0, 2)))),
+        steps("get_by_id", saga=sagas),
+        steps("get_by_correlation_id", saga=sagas),
+        steps("delete", saga=sagas),
     ]
     if "conditional_delete" in abilities:
-        choices.append(steps("delete", **about, distance=distances))
+        choices.append(steps("delete", saga=sagas, versions=_mostly(((0, 0),), ((-1, 0), (1, 0)))))
     if "query" in abilities:
+        filters = _mostly(FILTERS, _ODD_FILTERS)
         limits = _mostly((1, 2, 3), (0, -1))
-        cursors = st.sampled_from(("next", "next", "changed", "of another filter", "garbage"))
+        cursors = st.sampled_from(_CURSORS)
         choices += [
-            steps("find", where=_filters(), limit=limits),
+            steps("find", where=filters, limit=limits),
             steps("find_next", limit=limits, cursor=cursors),
-            steps("count", where=_filters()),
+            steps("count", where=filters),
         ]
     if "retention" in abilities:
-        choices.append(steps("purge", saga_name=names, at=moments, limit=_mostly((1, 2), (0,))))
+        moments = st.sampled_from(MOMENTS)
+        choices.append(steps("purge", saga=sagas, before=moments, limit=_mostly((1, 2), (0,))))
     return st.one_of(choices)
-
-
-def _filters() -> st.SearchStrategy[SagaFilter]:
-    moments = _mostly((None, *MOMENTS), (MOMENTS[0].replace(tzinfo=None),))
-    return st.builds(
-        SagaFilter,
-        saga_name=_mostly((None, *SAGA_NAMES), ("",)),
-        completed=st.sampled_from((None, False, True)),
-        created_before=moments,
-        updated_after=moments,
-        timeout_due_before=st.none() | st.sampled_from(MOMENTS),
-        order=_mostly((None, "newest", "stalest"), ("due", "backwards")),
-    )
