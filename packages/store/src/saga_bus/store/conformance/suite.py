@@ -58,6 +58,9 @@ def _test(chosen: Case) -> Callable[[SagaStoreConformance], None]:
     return test
 
 
-for _case in CASES:
-    setattr(SagaStoreConformance, f"test_{_case.name}", _test(_case))
-del _case
+def _add_tests() -> None:
+    for chosen in CASES:
+        setattr(SagaStoreConformance, f"test_{chosen.name}", _test(chosen))
+
+
+_add_tests()

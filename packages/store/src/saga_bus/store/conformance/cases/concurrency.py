@@ -283,14 +283,14 @@ async def survives_cancelled_callers(kit: Kit) -> None:
 
 async def _settled(store: Any, state: KitState, correlation_id: str, what: str) -> None:
     """Wait until both keys agree, as a cancelled write may still be under way; fail if they never do."""
+    by_id = by_correlation = None
     for _ in range(200):
         by_id = await store.get_by_id(MAIN, state.metadata.saga_id)
         by_correlation = await store.get_by_correlation_id(MAIN, correlation_id)
         if by_id == by_correlation:
             break
         await asyncio.sleep(0.005)
-    else:
-        raise AssertionError(f"{what}: by id there is {by_id!r}, by correlation id {by_correlation!r}")
+    expect.equal(by_id, by_correlation, f"{what}: what is found by id, against what is found by correlation id")
     expect.true(
         by_id is None or (by_id.note, by_id.metadata.version) in (("old", 0), ("newer", 1)),
         f"{what}: the saga is neither the old nor the new one: {by_id!r}",
