@@ -18,10 +18,11 @@ __all__ = ["JsonStateCodec", "StateCodec", "TypedStateCodec"]
 
 _NAIVE = "a naive datetime"
 _INT64 = range(-(2**63), 2**63)
-# In msgpack a non-finite float starts with these bytes, and so does an integer of 2**63 or more; a match
-# may also be part of something else, so it only leads to the thorough search.
-_SUSPECT_NUMBER = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]|\xcf[\x80-\xff]")
-_SUSPECT_DATETIME = re.compile(rb'T\d\d:\d\d:\d\d(?:\.\d{1,6})?"')
+# What must not be written is looked for in the msgpack form of a state, where each starts with a byte that most
+# states do not hold at all; a match may also be part of something else, so it only leads to the thorough search.
+_SUSPECT_NUMBER = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]|\xcf[\x80-\xff]")  # not finite; 2**63 or more
+_SUSPECT_DATETIME = re.compile(rb"[\xb3\xba]\d{4}-\d\d-\d\dT\d\d:")  # a text of 19 or 26 bytes, as naive ones are
+_EMPTY_TEXT = b"\xa0"
 
 
 @runtime_checkable
@@ -134,10 +135,10 @@ class JsonStateCodec:
         except (TypeError, ValueError, RecursionError) as error:
             raise StateEncodeError(f"{_name(state)}: {error}") from error
         if (
-            b"\\u0000" in document
-            or b'"":' in document
+            (b"\\" in document and b"\\u0000" in document)
+            or (_EMPTY_TEXT in packed and b'"":' in document)
             or ((b"\xcb" in packed or b"\xcf" in packed) and _SUSPECT_NUMBER.search(packed))
-            or _SUSPECT_DATETIME.search(document)
+            or ((b"\xb3" in packed or b"\xba" in packed) and _SUSPECT_DATETIME.search(packed))
         ):
             self._search(state, plain)
         return document
