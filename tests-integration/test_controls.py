@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from controls import CONTROLS, Control
-from controls.report import findings, judge
+from controls import CONTROLS, Control, report
+from controls.report import findings, judge, print_controls
 from controls.sound import SOUND
 from saga_bus.store.conformance.cases import CASES
 
@@ -28,7 +28,11 @@ def test_every_case_fails_some_control():
     assert {found.name for found in CASES} - named == set(NEVER_FAILED)
 
 
-@pytest.mark.parametrize("control", CONTROLS, ids=lambda control: control.store.__qualname__)
+def name_of(control):
+    return f"{control.store.__module__.removeprefix('controls.')}.{control.store.__qualname__}"
+
+
+@pytest.mark.parametrize("control", CONTROLS, ids=name_of)
 def test_is_failed_for_its_fault(control: Control, tmp_path):
     for finding in findings(control, tmp_path):
         assert finding.failed, f"{finding.case} does not find: {control.fault}; it said {finding.message!r}"
@@ -40,3 +44,21 @@ def test_the_sound_base_passes(base, tmp_path):
     assert cases, "a base of no control is of no use"
     verdicts = {case: judge(base, case, tmp_path) for case in cases}
     assert {case: message for case, message in verdicts.items() if message} == {}
+
+
+def test_the_table_names_faults_and_cases_and_tells_a_control_that_passes(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    good = next(control for control in CONTROLS if control.cases == ("lifecycle_closes_twice",))
+    monkeypatch.setattr(report, "CONTROLS", (good,))
+    assert print_controls() == 0
+    printed = capsys.readouterr().out
+    assert good.fault in printed
+    assert "lifecycle_closes_twice" in printed
+    assert "1 broken stores, 1 of 1 verdicts as promised" in printed
+    sound = dataclasses.replace(good, store=good.base, fault="nothing is wrong")
+    for_another_reason = dataclasses.replace(good, says="another reason", fault="failed by chance")
+    monkeypatch.setattr(report, "CONTROLS", (good, sound, for_another_reason))
+    assert print_controls() == 1
+    printed = capsys.readouterr().out
+    assert "not failed as promised: nothing is wrong / lifecycle_closes_twice: it passed" in printed
+    assert "not failed as promised: failed by chance / lifecycle_closes_twice: StoreClosedError" in printed

@@ -136,7 +136,10 @@ class MissingIsFine(InMemorySagaStore[Any]):
             await super()._delete(saga_name, saga_id, expected_version)
 
 
-@fails("delete_refuses_what_is_no_version", says="a delete with expected_version=-1: expected InvalidSagaError")
+@fails(
+    "delete_refuses_what_is_no_version",
+    says="a delete with expected_version=-1: expected InvalidSagaError, got ConcurrencyError",
+)
 class BadVersionIsConflict(InMemorySagaStore[Any]):
     """A delete takes a negative version for just another one, which is a conflict."""
 

@@ -90,7 +90,10 @@ class SilentAboutTheRemedy(SqliteSagaStore[Any]):
             raise SchemaError("no such table") from error
 
 
-@fails("lifecycle_drop_schema_removes_all", says="check_schema after drop_schema: expected SchemaError")
+@fails(
+    "lifecycle_drop_schema_removes_all",
+    says="check_schema after drop_schema: expected SchemaError, but nothing was raised",
+)
 class DropsNothing(SqliteSagaStore[Any]):
     """drop_schema reports success and removes nothing."""
 

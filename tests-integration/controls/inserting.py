@@ -79,7 +79,10 @@ class HalfWrittenInsert(InMemorySagaStore[Any]):
             raise
 
 
-@fails("insert_refuses_the_same_saga_twice", says="taken saga_id and correlation_id: expected DuplicateSagaError")
+@fails(
+    "insert_refuses_the_same_saga_twice",
+    says="taken saga_id and correlation_id: expected DuplicateSagaError, but nothing was raised",
+)
 class RepeatedInsertIgnored(InMemorySagaStore[Any]):
     """Inserting the very same saga again is silently taken for done."""
 
@@ -91,7 +94,7 @@ class RepeatedInsertIgnored(InMemorySagaStore[Any]):
 
 @fails(
     "insert_never_overwrites_an_updated_saga",
-    says="inserting a taken saga_id and correlation_id: expected DuplicateSagaError",
+    says="inserting a taken saga_id and correlation_id: expected DuplicateSagaError, but nothing was raised",
 )
 class LateInsertOverwrites(InMemorySagaStore[Any]):
     """A late insert under both its old keys puts an updated saga back to its start."""
@@ -127,7 +130,10 @@ class NameIgnoredInCorrelations(InMemorySagaStore[Any]):
         await super()._insert(row, correlation_id)
 
 
-@fails("insert_refuses_bad_keys", says="inserting with a correlation_id of '': expected InvalidSagaError")
+@fails(
+    "insert_refuses_bad_keys",
+    says="inserting with a correlation_id of '': expected InvalidSagaError, but nothing was raised",
+)
 class EmptyCorrelationAccepted(InMemorySagaStore[Any]):
     """An empty correlation id is replaced by a made-up one."""
 
@@ -135,7 +141,9 @@ class EmptyCorrelationAccepted(InMemorySagaStore[Any]):
         await super().insert(saga_name, "none" if correlation_id == "" else correlation_id, state)
 
 
-@fails("insert_refuses_a_state_without_metadata", says="inserting None: expected InvalidSagaError")
+@fails(
+    "insert_refuses_a_state_without_metadata", says="inserting None: expected InvalidSagaError, but nothing was raised"
+)
 class MetadataMadeUp(InMemorySagaStore[Any]):
     """A state without metadata is given some and saved."""
 

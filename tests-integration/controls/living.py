@@ -45,7 +45,9 @@ class SecondCloseRaises(InMemorySagaStore[Any]):
         await super().close()
 
 
-@fails("lifecycle_refuses_use_after_close", says="get_by_id after close: expected StoreClosedError")
+@fails(
+    "lifecycle_refuses_use_after_close", says="get_by_id after close: expected StoreClosedError, but nothing was raised"
+)
 class OpensAgain(InMemorySagaStore[Any]):
     """A closed store opens again when it is used."""
 

@@ -41,7 +41,7 @@ class KeysMixedUp(InMemorySagaStore[Any]):
         return document or await super()._get_by_correlation_id(saga_name, saga_id)
 
 
-@fails("read_refuses_bad_keys", says="get_by_id with a bad key: expected InvalidSagaError")
+@fails("read_refuses_bad_keys", says="get_by_id with a bad key: expected InvalidSagaError, but nothing was raised")
 class BadKeysLookedUp(InMemorySagaStore[Any]):
     """Looking up an empty id is taken for looking up nothing."""
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
 from rich.table import Table
 
 from controls import CONTROLS, Control, hooks_of
@@ -101,17 +103,21 @@ def print_controls() -> int:
         0 when every control is failed as promised, else 1.
     """
     console = Console()
-    found = run_controls()
+    with Progress(*Progress.get_default_columns(), console=console, transient=True) as progress:
+        bar = progress.add_task("broken stores")
+        found = run_controls(lambda done, total: progress.update(bar, completed=done, total=total))
     table = Table("fault", "failed by the case", title="Negative controls of the conformance kit")
     for finding in found:
-        table.add_row(finding.fault, finding.case if finding.failed else f"[red]NOT FAILED: {finding.case}")
+        table.add_row(escape(finding.fault), finding.case if finding.failed else f"[red]NOT FAILED: {finding.case}")
     console.print(table)
     missed = [finding for finding in found if not finding.failed]
     for finding in missed:
-        console.print(f"not failed as promised: {finding.fault} / {finding.case}: {finding.message or 'passed'}")
+        console.print(
+            f"not failed as promised: {finding.fault} / {finding.case}: {finding.message or 'it passed'}", markup=False
+        )
     covered = {finding.case for finding in found if finding.failed}
     console.print(
-        f"{len(CONTROLS)} broken stores, {len(found) - len(missed)} of {len(found)} verdicts as promised, "
-        f"{len(covered)} of {len(CASES)} cases fail at least one of them"
+        f"{len({finding.fault for finding in found})} broken stores, {len(found) - len(missed)} of {len(found)} "
+        f"verdicts as promised; {len(covered)} of the kit's {len(CASES)} cases fail at least one of them"
     )
     return 1 if missed else 0

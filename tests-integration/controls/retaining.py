@@ -117,6 +117,28 @@ class CountsBatches(InMemorySagaStore[Any]):
         return batches
 
 
+@fails("stateful_behaves_like_the_model", says="get by correlation id")
+class PurgeLeavesIndex(InMemorySagaStore[Any]):
+    """A purge leaves correlation index entries, which lead to a later saga of the same id."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._ids: dict[tuple[str, str], str] = {}
+
+    async def _insert(self, row: SagaRow, correlation_id: str) -> None:
+        await super()._insert(row, correlation_id)
+        self._ids[row.saga_name, correlation_id] = row.saga_id
+
+    async def _delete(self, saga_name: str, saga_id: str, expected_version: int | None) -> None:
+        await super()._delete(saga_name, saga_id, expected_version)
+        for key in [key for key, known in self._ids.items() if (key[0], known) == (saga_name, saga_id)]:
+            del self._ids[key]
+
+    async def _get_by_correlation_id(self, saga_name: str, correlation_id: str) -> bytes | None:
+        saga_id = self._ids.get((saga_name, correlation_id))
+        return None if saga_id is None else await super()._get_by_id(saga_name, saga_id)
+
+
 @fails("retention_dry_run_only_counts", says="after a dry run, by id: the saga is not there")
 class DryRunDeletes(InMemorySagaStore[Any]):
     """A dry run deletes."""

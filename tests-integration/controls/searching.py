@@ -154,6 +154,26 @@ class CursorWithoutTieBreak(InMemorySagaStore[Any]):
         return [row for row in rows if row.moment != query.after.moment][: query.limit]
 
 
+@fails("query_order_is_total", says="the ids in pages of 1: expected")
+class UnstableOrder(InMemorySagaStore[Any]):
+    """Sagas of one timestamp come in another order at every second search."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._searches = 0
+
+    async def _find(self, query: SagaQuery) -> Sequence[FoundRow]:
+        self._searches += query.after is None
+        if self._searches % 2:
+            return await super()._find(query)
+        rows = self._database.page(changed(query, after=None, limit=10_000))
+        rows.reverse()
+        rows.sort(key=lambda row: row.moment, reverse=query.order == "newest")
+        places = [(row.saga_name, row.saga_id) for row in rows]
+        start = 0 if query.after is None else 1 + places.index((query.after.saga_name, query.after.saga_id))
+        return rows[start : start + query.limit]
+
+
 @fails("query_limits", says="the records of a page with limit=0: expected 0, got 5")
 class LimitZeroIsAll(InMemorySagaStore[Any]):
     """A limit of 0 returns everything."""

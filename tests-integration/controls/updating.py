@@ -45,7 +45,8 @@ class VersionNotChecked(InMemorySagaStore[Any]):
 
 
 @fails(
-    "update_refuses_a_version_that_is_not_there_yet", says="an update from version 1 of 0: expected ConcurrencyError"
+    "update_refuses_a_version_that_is_not_there_yet",
+    says="an update from version 1 of 0: expected ConcurrencyError, but nothing was raised",
 )
 class OnlyOlderRefused(InMemorySagaStore[Any]):
     """An update from a version that is not there yet is accepted."""
@@ -66,7 +67,10 @@ class Upsert(InMemorySagaStore[Any]):
             put(self._database, row, row.saga_id)
 
 
-@fails("update_another_name_is_not_found", says="an update under another saga name: expected SagaNotFoundError")
+@fails(
+    "update_another_name_is_not_found",
+    says="an update under another saga name: expected SagaNotFoundError, but nothing was raised",
+)
 class NameIgnored(InMemorySagaStore[Any]):
     """An update finds the saga by its id alone, under whatever name."""
 
@@ -91,7 +95,7 @@ class AllNamesUpdated(InMemorySagaStore[Any]):
 
 @fails(
     "update_refuses_a_version_that_was_not_raised_by_one",
-    says="an update to version 0 with expected_version=0: expected InvalidSagaError",
+    says="an update to version 0 with expected_version=0: expected InvalidSagaError, but nothing was raised",
 )
 class BumpNotChecked(InMemorySagaStore[Any]):
     """An update that forgot to raise the version is accepted."""
@@ -106,7 +110,7 @@ class BumpNotChecked(InMemorySagaStore[Any]):
 
 @fails(
     "update_refuses_a_version_that_was_not_raised_by_one",
-    says="an update to version 2 with expected_version=0: expected InvalidSagaError",
+    says="an update to version 2 with expected_version=0: expected InvalidSagaError, but nothing was raised",
 )
 class SkippingAccepted(InMemorySagaStore[Any]):
     """An update may skip versions."""
@@ -119,7 +123,10 @@ class SkippingAccepted(InMemorySagaStore[Any]):
             await super().update(saga_name, state, expected_version)
 
 
-@fails("update_refuses_what_is_no_version", says="an update with expected_version='0': expected InvalidSagaError")
+@fails(
+    "update_refuses_what_is_no_version",
+    says="an update with expected_version='0': expected InvalidSagaError, but nothing was raised",
+)
 class TextAsVersion(InMemorySagaStore[Any]):
     """A version given as text is converted."""
 
