@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 
 from controls import CONTROLS, Control, hooks_of
 from saga_bus.store.conformance.cases import CASES
@@ -106,7 +106,9 @@ def print_controls() -> int:
     with Progress(*Progress.get_default_columns(), console=console, transient=True) as progress:
         bar = progress.add_task("broken stores")
         found = run_controls(lambda done, total: progress.update(bar, completed=done, total=total))
-    table = Table("fault", "failed by the case", title="Negative controls of the conformance kit")
+    table = Table(
+        "fault", Column("failed by the case", overflow="fold"), title="Negative controls of the conformance kit"
+    )
     for finding in found:
         table.add_row(escape(finding.fault), finding.case if finding.failed else f"[red]NOT FAILED: {finding.case}")
     console.print(table)
