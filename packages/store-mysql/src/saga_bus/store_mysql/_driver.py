@@ -1,0 +1,205 @@
+"""aiomysql with types: connecting, and running a text of statements."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import aiomysql  # type: ignore[import-untyped]
+from pymysql.constants import CLIENT, SERVER_STATUS
+from pymysql.err import InterfaceError, MySQLError
+
+from saga_bus.store import InvalidSagaError, SagaStoreError
+from saga_bus.store_mysql._dialect import Dialect, dialect_of
+from saga_bus.store_mysql._errors import connection_lost, is_lost, translated
+from saga_bus.store_mysql._literals import Quote, quote, quote_plain
+
+__all__ = ["Address", "Result", "Session", "check_charset", "connect", "is_alive"]
+
+
+class Result(NamedTuple):
+    """What one statement gave.
+
+    Args:
+        rows: Its rows, in texts, bytes and numbers.
+        affected: How many rows it changed.
+    """
+
+    rows: Sequence[tuple[Any, ...]]
+    affected: int
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server is, and how to log in.
+
+    Args:
+        host: Its name or IP address.
+        port: Its TCP port.
+        user: The user's name.
+        password: The password, which ``repr`` leaves out.
+        database: The database, "" for none.
+        unix_socket: A socket file instead of host and port.
+        tls: How to encrypt, None for not at all.
+    """
+
+    host: str
+    port: int
+    user: str
+    password: str = field(repr=False)
+    database: str
+    unix_socket: str | None = None
+    tls: ssl.SSLContext | None = field(default=None, repr=False)
+
+
+class Session:
+    """A connection for one user at a time.
+
+    Args:
+        connection: An aiomysql connection.
+        command_timeout: How long the server may take for a text of statements, in seconds.
+    """
+
+    __slots__ = ("command_timeout", "connection", "dialect")
+
+    def __init__(self, connection: Any, command_timeout: float) -> None:
+        self.connection = connection
+        self.command_timeout = command_timeout
+        self.dialect: Dialect = dialect_of(connection.get_server_info())
+
+    @property
+    def quote(self) -> Quote:
+        """What makes a literal of a text in this session."""
+        plain = self.connection.server_status & SERVER_STATUS.SERVER_STATUS_NO_BACKSLASH_ESCAPES
+        return quote_plain if plain else quote
+
+    async def run(self, sql: bytes, *, commits: bool = False) -> list[Result]:
+        """Run statements in one round trip; the first that fails is the last that runs.
+
+        Args:
+            sql: One or more statements, in UTF-8.
+            commits: Whether a write in them may be committed by the time that they end.
+
+        Returns:
+            What each of them gave.
+
+        Raises:
+            MySQLError: The server refused a statement; the connection is whole.
+            StoreUnavailableError: The connection broke, and was closed.
+            OutcomeUnknownError: The same after a write was sent that may have been committed.
+        """
+        connection = self.connection
+        if connection.closed:
+            raise connection_lost(InterfaceError(0, "closed"), write_sent=False)
+        results: list[Result] = []
+        try:
+            async with asyncio.timeout(self.command_timeout):
+                await connection.query(sql)
+                result = connection._result  # noqa: SLF001 - what a Cursor does, without its SHOW WARNINGS
+                results.append(Result(result.rows or (), result.affected_rows))
+                while result.has_next:
+                    await connection.next_result()
+                    result = connection._result  # noqa: SLF001
+                    results.append(Result(result.rows or (), result.affected_rows))
+        except MySQLError as error:
+            if not is_lost(error):
+                raise
+            self.close()
+            raise connection_lost(error, write_sent=commits) from error
+        except (OSError, EOFError) as error:  # a TimeoutError is an OSError
+            self.close()
+            raise connection_lost(error, write_sent=commits) from error
+        except BaseException:
+            self.close()  # half of an answer may be unread, which the next user would take for his own
+            raise
+        return results
+
+    async def roll_back(self) -> None:
+        """Roll back, or close the connection, which makes the server do it."""
+        try:
+            await self.run(b"ROLLBACK")
+        except (MySQLError, SagaStoreError):
+            self.close()
+
+    def close(self) -> None:
+        """Close the connection without a word."""
+        self.connection.close()
+
+
+async def connect(address: Address, *, connect_timeout: float, command_timeout: float, lock_timeout: int) -> Session:
+    """Connect and log in.
+
+    Args:
+        address: Where to.
+        connect_timeout: How long all of it may take, in seconds.
+        command_timeout: How long a text of statements may take, in seconds.
+        lock_timeout: How long a statement shall wait for a lock, in seconds.
+
+    Raises:
+        StoreUnavailableError: There was no answer, or the server takes nobody now.
+        SagaStoreError: The server refused, or does not encrypt.
+    """
+    try:
+        async with asyncio.timeout(connect_timeout):
+            connection = await aiomysql.connect(
+                host=address.host,
+                port=address.port,
+                user=address.user,
+                password=address.password,
+                db=address.database or None,
+                unix_socket=address.unix_socket,
+                charset="utf8mb4",
+                client_flag=CLIENT.FOUND_ROWS,  # an update that changes nothing still counts the row that it matched
+                autocommit=None,
+                ssl=address.tls,
+                program_name="saga-bus",
+            )
+    except MySQLError as error:
+        if is_lost(error):
+            raise connection_lost(error, write_sent=False) from error
+        raise translated(error) from error
+    except (OSError, EOFError) as error:
+        raise connection_lost(error, write_sent=False) from error
+    session = Session(connection, command_timeout)
+    if address.tls is not None and connection._writer.get_extra_info("ssl_object") is None:  # noqa: SLF001
+        session.close()  # aiomysql goes on without encryption where the server offers none
+        raise SagaStoreError("the server does not offer TLS, which the URL asks for")
+    try:
+        await session.run(b"SET autocommit = 1, innodb_lock_wait_timeout = %d" % lock_timeout)
+    except MySQLError as error:
+        session.close()
+        raise translated(error) from error
+    return session
+
+
+def is_alive(connection: Any) -> bool:
+    """Whether nothing has come in on an idle connection, as far as is known without asking.
+
+    Args:
+        connection: An aiomysql connection.
+    """
+    reader = connection._reader  # noqa: SLF001 - aiomysql's own pool looks at the same things
+    return (
+        not connection.closed
+        and not reader.at_eof()
+        and reader.exception() is None
+        and not getattr(reader, "eof_received", False)
+    )
+
+
+def check_charset(connection: Any) -> None:
+    """Refuse a connection on which texts would mean something else.
+
+    Args:
+        connection: An aiomysql connection.
+
+    Raises:
+        InvalidSagaError: Its character set is not utf8mb4.
+    """
+    if connection.charset != "utf8mb4":
+        raise InvalidSagaError(
+            f"the given connection has the character set {connection.charset!r}: make it with charset='utf8mb4'"
+        )

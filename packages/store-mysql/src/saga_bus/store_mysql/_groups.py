@@ -1,0 +1,182 @@
+"""Groups: what many callers want at the same time, in one statement or one transaction, each with his own outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, TypeVar
+
+from pymysql.err import MySQLError
+
+from saga_bus.store import (
+    OutcomeUnknownError,
+    SagaRow,
+    StateCodecError,
+    StoreUnavailableError,
+    version_conflict,
+)
+from saga_bus.store_mysql._driver import Session
+from saga_bus.store_mysql._errors import conflict_of, is_transient, translated
+from saga_bus.store_mysql._literals import Quote, Template
+from saga_bus.store_mysql._operations import Operations
+
+__all__ = ["ALONE", "get_group", "insert_group", "update_group"]
+
+ItemT = TypeVar("ItemT")
+
+_MAX_BYTES = 1_000_000  # of one text of statements, if its parts are not larger
+
+
+class _Alone:
+    """The outcome of an item that its caller must run by himself: somebody else is in its way, or may be."""
+
+
+ALONE: Final = _Alone()
+
+
+async def get_group(session: Session, select: Template, keys: Sequence[tuple[str, str]]) -> list[bytes | None]:
+    """Fetch documents by one of the two keys.
+
+    Args:
+        session: A session in autocommit mode.
+        select: The statement, with a place for the list of keys; its rows are a key and a document.
+        keys: Saga names and ids, or saga names and correlation ids.
+
+    Returns:
+        A document or None for each key.
+
+    Raises:
+        SagaStoreError: The server refused.
+    """
+    encoded = [(saga_name.encode(), key.encode()) for saga_name, key in keys]
+    try:
+        rows = (await session.run(select.filled(_key_list(dict.fromkeys(encoded), session.quote))))[0].rows
+    except MySQLError as error:
+        raise translated(error) from error
+    found = {(saga_name, key): document for saga_name, key, document in rows}
+    return [found.get(key) for key in encoded]
+
+
+async def insert_group(
+    session: Session, operations: Operations, items: Sequence[tuple[SagaRow, str]]
+) -> list[BaseException | _Alone | None]:
+    """Write new sagas, all that fit into a statement or none of them.
+
+    Args:
+        session: A session in autocommit mode.
+        operations: The operations on the table.
+        items: Rows and their correlation ids.
+
+    Returns:
+        For each item None, its error, or `ALONE`.
+
+    Raises:
+        SagaStoreError: The server refused.
+    """
+    quote = session.quote
+    outcomes: list[BaseException | _Alone | None] = [None] * len(items)
+    texts: list[tuple[int, bytes]] = []
+    for number, (row, correlation_id) in enumerate(items):
+        try:
+            texts.append((number, operations.values(row, correlation_id, quote)))
+        except StateCodecError as error:
+            outcomes[number] = error
+    for chunk in _chunks(texts):
+        insert = operations.sql.insert_into + b",\n".join(text for _, text in chunk)
+        try:
+            await session.run(session.dialect.impatient(insert), commits=True)
+        except MySQLError as error:
+            if session.dialect.after_impatient:
+                await session.run(session.dialect.after_impatient.lstrip(b";"))
+            # One of them is a duplicate, and the server says of which value, but not of which row.
+            if conflict_of(error) is None and not is_transient(error):
+                raise translated(error) from error
+            for number, _ in chunk:
+                outcomes[number] = ALONE
+    return outcomes
+
+
+async def update_group(
+    session: Session, operations: Operations, items: Sequence[tuple[SagaRow, int]]
+) -> list[BaseException | _Alone | None]:
+    """Write the next versions of sagas, those that nobody else holds.
+
+    Two round trips: the rows are locked and their versions read, which tells the outcomes; then the right ones
+    are written and committed.
+
+    Args:
+        session: A session in autocommit mode.
+        operations: The operations on the table.
+        items: Rows and expected versions, no two of one saga.
+
+    Returns:
+        For each item None, its error, or `ALONE`.
+
+    Raises:
+        SagaStoreError: The server refused.
+    """
+    quote = session.quote
+    outcomes: list[BaseException | _Alone | None] = [None] * len(items)
+    texts: list[tuple[int, bytes]] = []
+    for number, (row, expected_version) in enumerate(items):
+        try:
+            texts.append((number, operations.updating(row, expected_version, quote)))
+        except StateCodecError as error:
+            outcomes[number] = error
+    for chunk in _chunks(texts):
+        try:
+            await _update_chunk(session, operations, items, chunk, outcomes)
+        except MySQLError as error:
+            await session.roll_back()
+            if not is_transient(error):
+                raise translated(error) from error
+            for number, _ in chunk:
+                outcomes[number] = ALONE
+        except BaseException:
+            if not session.connection.closed:
+                await session.roll_back()
+            raise
+    return outcomes
+
+
+async def _update_chunk(
+    session: Session,
+    operations: Operations,
+    items: Sequence[tuple[SagaRow, int]],
+    chunk: Sequence[tuple[int, bytes]],
+    outcomes: list[BaseException | _Alone | None],
+) -> None:
+    keys = [(items[number][0].saga_name.encode(), items[number][0].saga_id.encode()) for number, _ in chunk]
+    _, locked = await session.run(operations.sql.lock_group.filled(_key_list(keys, session.quote)))
+    versions = {(saga_name, saga_id): int(version) for saga_name, saga_id, version in locked.rows}
+    writes: list[bytes] = []
+    for key, (number, text) in zip(keys, chunk, strict=True):
+        row, expected_version = items[number]
+        actual_version = versions.get(key)
+        if actual_version is None:
+            outcomes[number] = ALONE  # somebody else holds it, or it is not there
+        elif actual_version != expected_version:
+            outcomes[number] = version_conflict(
+                row.saga_name, row.saga_id, expected_version=expected_version, actual_version=actual_version
+            )
+        else:
+            writes.append(text)
+    results = await session.run(b";".join([*writes, b"COMMIT"]), commits=bool(writes))
+    if any(result.affected != 1 for result in results[:-1]):
+        raise OutcomeUnknownError("the server did not update a row that was locked for it")
+
+
+def _key_list(keys: Any, quote: Quote) -> bytes:
+    return b", ".join(b"(%b, %b)" % (quote(first), quote(second)) for first, second in keys)
+
+
+def _chunks(texts: Sequence[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
+    chunk: list[tuple[int, bytes]] = []
+    size = 0
+    for number, text in texts:
+        if chunk and size + len(text) > _MAX_BYTES:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append((number, text))
+        size += len(text)
+    if chunk:
+        yield chunk
