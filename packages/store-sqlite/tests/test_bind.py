@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
@@ -16,6 +17,7 @@ from saga_bus.store import (
     SagaFilter,
     SagaNotFoundError,
     SagaState,
+    SagaStoreError,
     SchemaError,
     StoreClosedError,
     UnsupportedOperationError,
@@ -198,6 +200,28 @@ def test_what_is_no_connection_is_refused(path):
                 store.bind("x.db")
             with pytest.raises(UnsupportedOperationError):
                 SqliteSagaStore(":memory:").bind(None)
+
+    asyncio.run(run())
+
+
+def test_connections_that_cannot_be_used(path):
+    async def run():
+        async with on_file(path) as store:
+            with connected(path) as connection:
+                connection.execute("BEGIN")
+                bound = store.bind(connection)
+                await bound.insert("OrderSaga", "first", Order())
+            with pytest.raises(SagaStoreError, match="closed"):
+                await bound.insert("OrderSaga", "second", Order())
+            with pytest.raises(SagaStoreError, match="closed"):
+                store.bind(connection)
+            with ThreadPoolExecutor(1) as elsewhere:
+                foreign = elsewhere.submit(sqlite3.connect, path, isolation_level=None).result()
+                elsewhere.submit(foreign.execute, "BEGIN").result()
+                with pytest.raises(SagaStoreError, match="thread"):
+                    await store.bind(foreign).insert("OrderSaga", "third", Order())
+                elsewhere.submit(foreign.close).result()
+            assert await store.count(SagaFilter()) == 0
 
     asyncio.run(run())
 

@@ -31,6 +31,7 @@ from saga_bus.store import (
 )
 from saga_bus.store_sqlite import SqliteSagaStore, create_schema
 from saga_bus.store_sqlite._errors import translated
+from saga_bus.store_sqlite._health import warnings_about
 from saga_bus.store_sqlite._transactions import write_group
 
 
@@ -433,6 +434,71 @@ def test_a_given_connection_in_a_transaction_of_its_owner(tmp_path):
             assert connection.execute("SELECT count(*) FROM saga_instances").fetchone() == (1,)
 
     asyncio.run(run())
+
+
+def test_a_given_connection_that_its_owner_closes(path):
+    async def run():
+        connection = sqlite3.connect(path, check_same_thread=False)
+        async with SqliteSagaStore(connection=connection) as store:
+            await store.insert("OrderSaga", "order-1", SagaState())
+            connection.close()
+            for call in (
+                store.insert("OrderSaga", "order-2", SagaState()),
+                store.get_by_id("OrderSaga", "1"),
+                store.count(SagaFilter()),
+                store.create_schema(),
+            ):
+                with pytest.raises(SagaStoreError, match="closed"):
+                    await call
+
+    asyncio.run(run())
+    assert rows(path) == 1
+
+
+def test_stores_on_one_given_connection_take_turns(path):
+    async def run():
+        with closing(sqlite3.connect(path, check_same_thread=False)) as connection:
+            async with SqliteSagaStore(connection=connection) as one, SqliteSagaStore(connection=connection) as two:
+                await asyncio.gather(
+                    *(
+                        store.insert("OrderSaga", f"{n}-{id(store)}", SagaState())
+                        for n in range(50)
+                        for store in (one, two)
+                    ),
+                    *(store.count(SagaFilter()) for _ in range(20) for store in (one, two)),
+                )
+
+    asyncio.run(run())
+    assert rows(path) == 100
+
+
+def test_ping_warns_of_what_puts_sagas_at_risk(path):
+    def about(connection, pragma):
+        connection.execute(pragma)
+        return " ".join(warnings_about(connection))
+
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        assert "power failure" not in about(connection, "PRAGMA synchronous = FULL")
+        assert "power failure can lose the last commits" in about(connection, "PRAGMA synchronous = NORMAL")
+        assert "damage the file" in about(connection, "PRAGMA synchronous = OFF")
+        assert "crash" in about(connection, "PRAGMA journal_mode = MEMORY")
+        assert "crash" in about(connection, "PRAGMA journal_mode = OFF")
+    with closing(sqlite3.connect(":memory:")) as connection:
+        assert warnings_about(connection) == ["the database is in memory: its sagas end with the process"]
+
+    async def run(durability):
+        async with SqliteSagaStore(path, durability=durability) as store:
+            return " ".join((await store.ping()).warnings)
+
+    assert "NORMAL" in asyncio.run(run("normal"))
+    assert "NORMAL" not in asyncio.run(run("full"))
+
+
+@pytest.mark.parametrize(("version", "warned"), [((3, 40, 1), True), ((3, 51, 2), True), ((3, 51, 3), False)])
+def test_ping_warns_of_the_wal_reset_bug(path, monkeypatch, version, warned):
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", version)
+    with closing(sqlite3.connect(path)) as connection:
+        assert any("WAL-reset" in warning for warning in warnings_about(connection)) is warned
 
 
 def test_after_close(path):

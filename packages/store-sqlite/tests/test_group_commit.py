@@ -155,6 +155,23 @@ def test_closing_finishes_what_is_waiting(path):
     asyncio.run(run())
 
 
+def test_a_cancelled_close_goes_on(path):
+    async def run():
+        store = on_file(path)
+        await asyncio.gather(*(store.insert("NoteSaga", str(n), Note()) for n in range(5)))
+        before = threading.active_count()
+        closing_store = asyncio.create_task(store.close())
+        await asyncio.sleep(0)
+        closing_store.cancel()
+        await asyncio.gather(closing_store, return_exceptions=True)
+        assert closing_store.cancelled()
+        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}))
+        assert threading.active_count() == before - 1
+
+    asyncio.run(run())
+    assert not path.with_name("x.db-wal").exists()
+
+
 def test_no_thread_and_no_connection_is_left_behind(path):
     async def run():
         before = threading.active_count()

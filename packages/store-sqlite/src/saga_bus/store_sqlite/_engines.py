@@ -95,11 +95,15 @@ class _ThreadedEngine:
         await self._writer.run(partial(_work_on_schema, work, self._settings), prepared=False)
 
     async def close(self) -> None:
-        try:
-            await self._writes.join()
-            await self._reads.join()
-        finally:
-            await asyncio.gather(*(thread.close() for thread in (self._writer, self._reader, self._queries)))
+        await asyncio.shield(self._close_all())  # to its end, also when the caller is cancelled
+
+    async def _close_all(self) -> None:
+        await self._writes.join()
+        await self._reads.join()
+        # One after the other: the last connection to close tidies the write-ahead log away, and two that close
+        # at the same moment each take the other one for the last.
+        for thread in (self._queries, self._reader, self._writer):
+            await thread.close()
 
     async def _write_group(self, operations: Sequence[Operation]) -> Sequence[Any]:
         return await self._writer.run(partial(write_group, operations, self._patience))
@@ -213,7 +217,9 @@ class BoundEngine:
         """Nothing: the connection is the caller's."""
 
     def _require_transaction(self) -> None:
-        if not self._connection.in_transaction:
+        with driver_errors():  # a closed connection cannot even say this
+            is_open = self._connection.in_transaction
+        if not is_open:
             raise UnsupportedOperationError(
                 "the connection has no open transaction (any more): execute BEGIN IMMEDIATE before bind(connection)"
             )

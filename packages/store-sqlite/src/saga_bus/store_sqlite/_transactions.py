@@ -15,7 +15,7 @@ from saga_bus.store import (
     StoreUnavailableError,
     UnsupportedOperationError,
 )
-from saga_bus.store_sqlite._errors import is_busy, result_code, translated
+from saga_bus.store_sqlite._errors import driver_errors, is_busy, result_code, translated
 
 __all__ = ["Operation", "patiently", "read_group", "transaction", "write_group"]
 
@@ -75,7 +75,9 @@ def transaction(connection: sqlite3.Connection, patience: float) -> Iterator[Non
         UnsupportedOperationError: Somebody else began a transaction on the connection.
         SagaStoreError: As in `write_group`.
     """
-    if connection.in_transaction:
+    with driver_errors():  # a connection that its owner closed cannot even say this
+        is_taken = connection.in_transaction
+    if is_taken:
         raise UnsupportedOperationError("the given connection has an open transaction: use store.bind(connection)")
     try:
         patiently(connection, "BEGIN IMMEDIATE", patience)
