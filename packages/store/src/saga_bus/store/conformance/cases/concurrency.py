@@ -99,6 +99,7 @@ async def increment(store: Any, correlation_id: str) -> None:
     """
     for _ in range(ATTEMPTS):
         state = await store.get_by_correlation_id(MAIN, correlation_id)
+        expect.true(state is not None, f"the saga of the correlation id {correlation_id!r} is not there")
         try:
             await store.update(MAIN, follow(state, count=state.count + 1), state.metadata.version)
         except (ConcurrencyError, StoreUnavailableError) as error:

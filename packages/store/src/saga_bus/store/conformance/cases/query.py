@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 from saga_bus.store.conformance import expect
@@ -141,6 +141,8 @@ async def filters_by_creation(kit: Kit) -> None:
     await _fill(kit, [_at(1, created=1), _at(2, created=1.000001), _at(3, created=2)])
     exact = START + 1 * SECOND
     await _finds(kit, SagaFilter(created_after=exact), ["id-003", "id-002"], "created after")
+    elsewhere = exact.astimezone(timezone(timedelta(hours=-8)))
+    await _finds(kit, SagaFilter(created_after=elsewhere), ["id-003", "id-002"], "created after, in another time zone")
     await _finds(kit, SagaFilter(created_before=START + 1.000001 * SECOND), ["id-001"], "created before")
     both = SagaFilter(created_after=exact, created_before=START + 2 * SECOND)
     await _finds(kit, both, ["id-002"], "created between")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 from saga_bus.store.conformance import expect
@@ -36,11 +36,15 @@ async def _purges(kit: Kit, number: int, what: str, **options: Any) -> None:
 
 @case("retention")
 async def only_completed_and_strictly_older(kit: Kit) -> None:
-    """Completed sagas whose last update is strictly older go, with their index; the count is exact."""
+    """Completed sagas whose last update is strictly older go, with their index; any time zone, an exact count."""
     old = [await _saga(kit, number, age=0.000001 + number) for number in range(3)]
     on_time = await _saga(kit, 10, age=0)
     younger = await _saga(kit, 11, age=-1)
     running = await _saga(kit, 12, age=1000, completed=False)
+    elsewhere = NOW.astimezone(timezone(timedelta(hours=5, minutes=30)))
+    store = await kit.store()
+    number = await store.delete_completed_before(MAIN, elsewhere, dry_run=True)
+    expect.equal(number, 3, "the number of old completed sagas, before a moment in another time zone")
     await _purges(kit, 3, "with three old completed sagas")
     for number, state in enumerate(old):
         await kit.lacks(f"order-{number}", state.metadata.saga_id, "an old completed saga")

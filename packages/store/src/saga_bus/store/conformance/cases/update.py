@@ -15,13 +15,18 @@ from saga_bus.store.state import SagaMetadata
 
 @case()
 async def raises_the_version_by_one(kit: Kit) -> None:
-    """An update of the current version is stored and found by both keys."""
+    """An update of the current version, also of one that is not new, is stored and found by both keys."""
     store = await kit.store()
     state = await kit.inserted("order-1", "first")
     newer = follow(state, "second", count=5)
     await store.update(MAIN, newer, 0)
     await kit.holds("order-1", newer, "after the update")
     expect.equal((await store.get_by_id(MAIN, state.metadata.saga_id)).metadata.version, 1, "the stored version")
+    # As a saga that comes from another store does.
+    moved = await kit.inserted("order-2", metadata=msgspec.structs.replace(SagaMetadata.fresh(), version=7))
+    newer = follow(moved, "newer")
+    await store.update(MAIN, newer, 7)
+    await kit.holds("order-2", newer, "after an update of a saga that was inserted at version 7")
 
 
 @case()
