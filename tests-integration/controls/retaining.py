@@ -161,6 +161,18 @@ class DryRunCountsOneBatch(InMemorySagaStore[Any]):
         return min(number, batch_size) if dry_run else number
 
 
+@fails("retention_only_completed_and_strictly_older", says="before a moment in another time zone: expected 3, got 5")
+class TimeZoneDropped(InMemorySagaStore[Any]):
+    """The time zone of a purge's moment is dropped."""
+
+    async def delete_completed_before(
+        self, saga_name: str, before: datetime, *, batch_size: int = 1000, dry_run: bool = False
+    ) -> int:
+        if isinstance(before, datetime) and before.tzinfo is not None:
+            before = before.replace(tzinfo=UTC)
+        return await super().delete_completed_before(saga_name, before, batch_size=batch_size, dry_run=dry_run)
+
+
 @fails("retention_refuses_bad_arguments", says="expected InvalidSagaError, but nothing was raised (answer 1)")
 class NaiveMomentAccepted(InMemorySagaStore[Any]):
     """A naive moment is taken for UTC."""

@@ -49,6 +49,15 @@ class CreatedAfterInclusive(FilteringStore):
         return where if after is None else changed(where, created_after=after - MICROSECOND)
 
 
+@fails("query_filters_by_creation", says="find, created after, in another time zone")
+class TimeZoneDropped(FilteringStore):
+    """The time zone of a filter's moment is dropped."""
+
+    def where(self, where: SagaFilter) -> SagaFilter:
+        after = where.created_after
+        return where if after is None else changed(where, created_after=after.replace(tzinfo=UTC))
+
+
 @fails("query_filters_by_update", says="find, updated before")
 class UpdatedBeforeMilliseconds(FilteringStore):
     """updated_before is rounded up to the millisecond."""

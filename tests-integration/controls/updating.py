@@ -67,6 +67,14 @@ class Upsert(InMemorySagaStore[Any]):
             put(self._database, row, row.saga_id)
 
 
+@fails("update_raises_the_version_by_one", says="expected version 7, found version 0")
+class InsertedAtZero(InMemorySagaStore[Any]):
+    """The version column of a new saga is 0, whatever version the saga has."""
+
+    async def _insert(self, row: SagaRow, correlation_id: str) -> None:
+        await super()._insert(msgspec.structs.replace(row, version=0), correlation_id)
+
+
 @fails(
     "update_another_name_is_not_found",
     says="an update under another saga name: expected SagaNotFoundError, but nothing was raised",
