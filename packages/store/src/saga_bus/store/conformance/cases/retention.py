@@ -52,6 +52,9 @@ async def only_completed_and_strictly_older(kit: Kit) -> None:
         await kit.holds(f"order-{number}", state, "a saga that is not old, or not completed")
     again = await kit.inserted("order-0", "again", metadata=SagaMetadata.fresh("id-0"))
     await kit.holds("order-0", again, "a new saga under the keys of a purged one")
+    await kit.inserted("order-99", "moved", metadata=SagaMetadata.fresh("id-1"))
+    found = await store.get_by_correlation_id(MAIN, "order-1")
+    expect.none(found, "the correlation id of a purged saga whose id came back under another one")
     await _purges(kit, 0, "the second time")
 
 
