@@ -7,11 +7,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from hypothesis import given
-from hypothesis import strategies as st
 
 from saga_bus.store.conformance.machine import machine_settings
 from saga_bus.store.conformance.model import STATE_TYPES
-from saga_bus.store.conformance.script import Outcome, Player, Progress, Step, agree, steps_for
+from saga_bus.store.conformance.script import Outcome, Player, Progress, Step, agree, scripts_for
 from saga_bus.store.protocol import capabilities_of
 
 __all__ = ["run_differential"]
@@ -41,7 +40,7 @@ def run_differential(
     kinds = asyncio.run(_common_abilities(open_left, open_right, close))
 
     @machine_settings(examples)
-    @given(st.lists(steps_for(kinds), min_size=1, max_size=steps))
+    @given(scripts_for(kinds, steps))
     def compare(script: list[Step]) -> None:
         asyncio.run(_play(script, open_left, open_right, close))
 
@@ -90,7 +89,7 @@ async def _compare_steps(script: list[Step], left: Any, right: Any) -> None:
 
 
 def _difference(left: Any, right: Any, done: list[str], on_left: Outcome, on_right: Outcome) -> str:
-    first, second = type(left).__qualname__, type(right).__qualname__
+    first, second = type(left).__name__, type(right).__name__
     if first == second:
         first, second = f"left {first}", f"right {second}"
     lines = [f"the stores differ in: {done[-1]}", f"  {first}: {on_left}", f"  {second}: {on_right}", "the script:"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from itertools import chain
 from math import inf, nan
 from typing import Any, Literal, cast
 
@@ -21,7 +22,7 @@ from saga_bus.store.conformance.model import (
 )
 from saga_bus.store.query import SagaFilter
 
-__all__ = ["Call", "Outcome", "Player", "Progress", "Step", "agree", "steps_for"]
+__all__ = ["Call", "Outcome", "Player", "Progress", "Step", "agree", "scripts_for"]
 
 Kind = Literal[
     "insert", "update", "get_by_id", "get_by_correlation_id", "delete", "find", "find_next", "count", "purge"
@@ -30,6 +31,7 @@ Cursor = Literal["first", "next", "changed", "of another filter", "garbage"]
 
 _CURSORS: tuple[Cursor, ...] = ("next", "changed", "of another filter", "garbage")
 _ODD_KEYS = ("", "i" * 129, "i" * 257, "nul\x00")
+_ODD_UPDATES = ((1, 1), (-1, 1), (0, 0), (0, 2))
 _ODD_FILTERS = (
     SagaFilter(saga_name=""),
     SagaFilter(created_before=MOMENTS[0].replace(tzinfo=None)),
@@ -264,36 +266,44 @@ class Progress:
                 self._correlations.pop(saga, None)
 
 
-def _mostly(usual: tuple[Any, ...], odd: tuple[Any, ...]) -> st.SearchStrategy[Any]:
-    # The usual values several times over, so that scripts get somewhere between two refusals.
-    odd_share = 8
-    repeated = usual * max(1, odd_share * len(odd) // len(usual))
-    return st.sampled_from((*repeated, *odd * max(1, len(repeated) // (odd_share * len(odd)))))
+def _mostly(usual: tuple[Any, ...], odd: tuple[Any, ...], share: int = 12) -> st.SearchStrategy[Any]:
+    # The usual values come about so many times as often, so that scripts get somewhere between two refusals.
+    usual *= max(1, share * len(odd) // len(usual))
+    return st.sampled_from((*usual, *odd * max(1, len(usual) // (share * len(odd)))))
 
 
-def steps_for(abilities: frozenset[str]) -> st.SearchStrategy[Step]:
-    """Steps that use the five operations and some abilities, invalid arguments among them.
+def scripts_for(abilities: frozenset[str], steps: int) -> st.SearchStrategy[list[Step]]:
+    """Scripts of up to so many steps that use the five operations and some abilities.
 
     Args:
         abilities: Which of "conditional_delete", "query" and "retention".
+        steps: The most steps.
     """
+    # One list would have about six steps whatever its largest size; several short ones shrink as well.
+    step = _steps_for(abilities)
+    sizes = [min(10, steps - start) for start in range(0, steps, 10)]
+    return st.tuples(*(st.lists(step, max_size=size) for size in sizes)).map(lambda parts: [*chain(*parts)])
+
+
+def _steps_for(abilities: frozenset[str]) -> st.SearchStrategy[Step]:
     odd_sagas = (("", "k1"), ("n" * 129, "k1"), *((SAGA_NAMES[0], key) for key in _ODD_KEYS))
-    sagas = _mostly(tuple((saga_name, key) for saga_name in SAGA_NAMES for key in KEYS[:3]), odd_sagas)
-    keys = _mostly(KEYS[:3], _ODD_KEYS)
+    sagas = _mostly(tuple((saga_name, key) for saga_name in SAGA_NAMES for key in KEYS[:2]), odd_sagas)
+    keys = _mostly(KEYS[:2], _ODD_KEYS)
     contents = _mostly(CONTENTS, (Content(weight=nan), Content(weight=-inf), Content(note="nul\x00")))
 
     def steps(kind: Kind, **fields: Any) -> st.SearchStrategy[Step]:
         return st.builds(Step, kind=st.just(kind), **fields)
 
+    insert = steps("insert", saga=sagas, correlation_id=keys, content=contents)
+    update = steps("update", saga=sagas, content=contents, versions=_mostly(((0, 1),), _ODD_UPDATES, share=1))
+    look_up = steps("get_by_id", saga=sagas)
     choices = [
-        steps("insert", saga=sagas, correlation_id=keys, content=contents),
-        steps("update", saga=sagas, content=contents, versions=_mostly(((0, 1),), ((-1, 1), (1, 1), (0, 0), (0, 2)))),
-        steps("get_by_id", saga=sagas),
+        *(insert, insert, insert, update, update, look_up, look_up),
         steps("get_by_correlation_id", saga=sagas),
         steps("delete", saga=sagas),
     ]
     if "conditional_delete" in abilities:
-        choices.append(steps("delete", saga=sagas, versions=_mostly(((0, 0),), ((-1, 0), (1, 0)))))
+        choices.append(steps("delete", saga=sagas, versions=_mostly(((0, 0),), ((1, 0), (-1, 0)), share=1)))
     if "query" in abilities:
         filters = _mostly(FILTERS, _ODD_FILTERS)
         limits = _mostly((1, 2, 3), (0, -1))
