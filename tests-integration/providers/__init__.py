@@ -13,17 +13,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from providers.errors import UnavailableError, UnknownBackendError
+from providers.mysql import serve_mysql
+from providers.postgres import serve_postgres
+
 __all__ = ["PROVIDERS", "Serve", "UnavailableError", "UnknownBackendError", "required_backends", "serve"]
 
 Serve = Callable[[], AbstractContextManager[str]]
-
-
-class UnavailableError(Exception):
-    """No database of this kind can be had here; the message says why."""
-
-
-class UnknownBackendError(ValueError):
-    """There is no provider of this name."""
 
 
 @contextmanager
@@ -41,6 +37,8 @@ def _sqlite() -> Iterator[str]:
 # started. It raises `UnavailableError` where it cannot start any.
 PROVIDERS: Mapping[str, Serve] = {
     "inmemory": _inmemory,
+    "mysql": serve_mysql,
+    "postgres": serve_postgres,
     "sqlite": _sqlite,
 }
 

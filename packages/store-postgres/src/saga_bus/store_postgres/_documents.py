@@ -1,0 +1,74 @@
+"""A saga's row as the text parameters of a statement.
+
+Everything is sent as text and cast by the server: asyncpg knows text arrays from the start, any other array type
+it has to look up in the catalog first, on each new connection. Timestamps go with their offset, so that the
+session's time zone does not matter and no year is out of range.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from saga_bus.store import SagaRow
+
+__all__ = ["bool_text", "exact_text", "moment_text", "row_values"]
+
+# Digits become "0" and what may follow a number becomes ",", so that few searches find every exponent.
+_SHAPE = bytes.maketrans(b"123456789E}] \t\r\n", b"000000000e,,,,,,")
+_LARGE = (b"0e0,", b"0e00,", b"0e000,")
+
+
+def exact_text(document: bytes) -> str | None:
+    """The document itself where JSONB would change it, else None.
+
+    JSONB keeps a number's value and scale, but not the sign of -0.0, and it writes 1e16 without the exponent, so
+    that it would be read back as an integer. Digits inside a string can look the same; then a copy is kept
+    without need.
+
+    Args:
+        document: The encoded state.
+    """
+    if b"-0.0" not in document:
+        shape = document.translate(_SHAPE, b"+")
+        if not any(ending in shape for ending in _LARGE):
+            return None
+    return document.decode()
+
+
+def moment_text(moment: datetime | None) -> str | None:
+    """A moment as PostgreSQL reads it.
+
+    Args:
+        moment: An aware datetime.
+    """
+    return None if moment is None else moment.isoformat()
+
+
+def bool_text(value: bool) -> str:  # noqa: FBT001 - the value itself
+    """A boolean as PostgreSQL reads it.
+
+    Args:
+        value: The boolean.
+    """
+    return "t" if value else "f"
+
+
+def row_values(row: SagaRow) -> tuple[str | None, ...]:
+    """The parameters that inserts and updates share, in the order of ``_statements.VALUES``.
+
+    Args:
+        row: The row.
+    """
+    return (
+        row.saga_name,
+        row.saga_id,
+        str(row.version),
+        bool_text(row.is_completed),
+        moment_text(row.created_at),
+        moment_text(row.updated_at),
+        moment_text(row.archived_at),
+        moment_text(row.timeout_expires_at),
+        bool_text(row.outbox_pending),
+        row.document.decode(),
+        exact_text(row.document),
+    )
