@@ -7,11 +7,12 @@ import multiprocessing
 import os
 import sqlite3
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from controls.registry import fails
-from saga_bus.store import DuplicateSagaError, SagaRow, SchemaError
+from saga_bus.store import DuplicateSagaError, SagaFilter, SagaRow, SchemaError
 from saga_bus.store_sqlite import SqliteSagaStore
 
 
@@ -178,6 +179,22 @@ class BoundReadsOutside(_Bound):
         if self._outside is not None:
             return await self._outside._get_by_id(saga_name, saga_id)
         return await super()._get_by_id(saga_name, saga_id)
+
+
+@fails("transactions_queries_inside", says="what count sees inside: expected 2, got 1")
+class BoundCountsOutside(_Bound):
+    """The bound store counts outside the transaction."""
+
+    async def _count(self, where: SagaFilter) -> int:
+        return await (super()._count(where) if self._outside is None else self._outside._count(where))
+
+
+@fails("transactions_queries_inside", says="the number of sagas purged inside: expected 1, got 0")
+class BoundPurgesNothing(_Bound):
+    """The bound store purges nothing."""
+
+    async def _purge(self, saga_name: str, before: datetime, batch_size: int) -> int:
+        return 0 if self._caller is not None else await super()._purge(saga_name, before, batch_size)
 
 
 @fails(

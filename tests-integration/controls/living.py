@@ -8,7 +8,7 @@ from typing import Any
 
 from controls.control import SECRET
 from controls.registry import fails
-from saga_bus.store import DuplicateSagaError, Ping, SagaRow, StoreClosedError, StoreUnavailableError
+from saga_bus.store import DuplicateSagaError, Ping, SagaFilter, SagaRow, StoreClosedError, StoreUnavailableError
 from saga_bus.store_inmemory import InMemorySagaStore
 
 URL = f"memory://admin:{SECRET}@localhost"
@@ -54,6 +54,27 @@ class OpensAgain(InMemorySagaStore[Any]):
     async def close(self) -> None:
         await super().close()
         self._is_closed = False
+
+
+@fails("lifecycle_refuses_use_after_close", says="count after close: expected StoreClosedError, but nothing was raised")
+class CountsAfterClose(InMemorySagaStore[Any]):
+    """A closed store still counts."""
+
+    async def count(self, saga_filter: SagaFilter) -> int:
+        return await self._count(saga_filter)
+
+
+@fails(
+    "lifecycle_close_finishes_what_is_in_hand",
+    says="a write that was acknowledged while the store was closed, by id: the saga is not there",
+)
+class CloseDropsWrites(InMemorySagaStore[Any]):
+    """Writes that are in hand at close are acknowledged and lost."""
+
+    async def _insert(self, row: SagaRow, correlation_id: str) -> None:
+        await asyncio.sleep(0)
+        if not self._is_closed:
+            await super()._insert(row, correlation_id)
 
 
 @fails("lifecycle_closing_one_client_leaves_others", says="the other client's view: the saga is not there")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from providers import UnavailableError, required_backends, serve
 from run_conformance.targets import TARGETS
+from saga_bus.store.conformance import GROUPS
 from saga_bus.store.conformance.__main__ import judge
 
 UNUSABLE = 2
@@ -22,7 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("backends", nargs="*", metavar="BACKEND", help=f"any of {', '.join(TARGETS)}; all by default")
     parser.add_argument("--controls", action="store_true", help="judge the kit: run it on stores that are broken")
-    parser.add_argument("--only", action="append", metavar="GROUP", help="run one group of cases; repeatable")
+    parser.add_argument(
+        "--only", action="append", metavar="GROUP", choices=GROUPS, help="run one group of cases; repeatable"
+    )
     parser.add_argument("--fail-fast", action="store_true", help="stop after the first failure")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report of the one backend as JSON")
     options = parser.parse_args(arguments)

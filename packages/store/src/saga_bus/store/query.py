@@ -44,7 +44,8 @@ class SagaFilter(msgspec.Struct, frozen=True, kw_only=True):
         outbox_pending: Only sagas with messages not yet confirmed sent, or only those without.
         order: "newest" created first, "stalest" (least recently updated) first, or "due": earliest timeout
             first, which needs ``timeout_due_before`` and is the default with it. The default is "newest"
-            otherwise. Every order is total.
+            otherwise. Every order is total: sagas of one moment follow in the order of their names and ids, in
+            the same direction.
     """
 
     saga_name: str | None = None

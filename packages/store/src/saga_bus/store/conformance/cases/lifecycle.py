@@ -64,11 +64,41 @@ async def refuses_use_after_close(kit: Kit) -> None:
         "update": lambda: closed.update(MAIN, follow(state), 0),
         "delete": lambda: closed.delete(MAIN, state.metadata.saga_id),
     }
+    if kit.capabilities.query:
+        calls |= {"find": lambda: closed.find(SagaFilter()), "count": lambda: closed.count(SagaFilter())}
+    if kit.capabilities.retention:
+        calls["delete_completed_before"] = lambda: closed.delete_completed_before(MAIN, state.metadata.created_at)
+    if kit.capabilities.schema:
+        calls |= {name: getattr(closed, name) for name in METHODS["schema"]}
+    if kit.capabilities.ping:
+        calls["ping"] = closed.ping
     for name, call in calls.items():
         await expect.raises(call(), StoreClosedError, f"{name} after close")
     check = await kit.client()
     expect.same_state(await check.get_by_id(MAIN, state.metadata.saga_id), state, "another client's view")
     expect.none(await check.get_by_id(MAIN, "id-2"), "what was inserted after close")
+
+
+@case()
+async def close_finishes_what_is_in_hand(kit: Kit) -> None:
+    """Closing while writes are in hand: each is either acknowledged and there, or a StoreClosedError; none hangs."""
+    for steps in (0, 1, 2, 5):
+        store = await kit.closable()
+        await store.get_by_id(MAIN, "id-1")
+        states = [new_state(f"{steps}.{number}") for number in range(20)]
+        writes = [asyncio.ensure_future(store.insert(MAIN, f"order-{state.note}", state)) for state in states]
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        await store.close()
+        answers = await asyncio.gather(*writes, return_exceptions=True)
+        for state, answer in zip(states, answers, strict=True):
+            if answer is None:
+                await kit.holds(
+                    f"order-{state.note}", state, "a write that was acknowledged while the store was closed"
+                )
+            else:
+                closed = isinstance(answer, StoreClosedError)
+                expect.true(closed, f"a write while the store was closed raised {answer!r}, not StoreClosedError")
 
 
 @case()

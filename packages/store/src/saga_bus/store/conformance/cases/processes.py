@@ -8,6 +8,7 @@ import importlib.util
 import multiprocessing
 import pickle
 import sys
+from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -60,6 +61,9 @@ def _import(name: str, file: str) -> None:
         spec = importlib.util.spec_from_file_location(name, file)
         if spec is None or spec.loader is None:
             raise
+        parents = name.split(".")[:-1]
+        for length in range(1, len(parents) + 1):  # pickle imports them too, though they are folders of tests
+            sys.modules.setdefault(".".join(parents[:length]), ModuleType(parents[length - 1]))
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         spec.loader.exec_module(module)

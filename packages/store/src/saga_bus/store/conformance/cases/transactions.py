@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from saga_bus.store.conformance import expect
 from saga_bus.store.conformance.kit import Kit, case
 from saga_bus.store.conformance.states import MAIN, OTHER, follow, new_state
 from saga_bus.store.errors import DuplicateSagaError
+from saga_bus.store.query import SagaFilter
 from saga_bus.store.state import SagaMetadata
 
 
@@ -109,6 +112,28 @@ async def refused_writes_leave_it_usable(kit: Kit) -> None:
     await kit.holds("order-4", after, "what was written after the refused writes")
     await kit.holds("order-1", newer, "an update after the refused writes")
     await kit.lacks("order-3", "nothing", "a refused insert")
+
+
+@case("transactions")
+async def queries_inside(kit: Kit) -> None:
+    """find, count and purge of a bound store work inside the transaction, and a rollback undoes the purge."""
+    kit.require("query")
+    kit.require("retention")
+    store = await kit.store()
+    old = follow(await kit.inserted("order-1"), is_completed=True)
+    await store.update(MAIN, old, 0)
+    later = old.metadata.updated_at + timedelta(days=1)
+    async with kit.transaction() as transaction:
+        bound = store.bind(transaction.connection)
+        await bound.insert(MAIN, "order-2", new_state("new"))
+        page = await bound.find(SagaFilter())
+        expect.equal({item.correlation_id for item in page.items}, {"order-1", "order-2"}, "what find sees inside")
+        expect.equal(await bound.count(SagaFilter()), 2, "what count sees inside")
+        expect.equal(await bound.delete_completed_before(MAIN, later), 1, "the number of sagas purged inside")
+        expect.equal(await bound.count(SagaFilter()), 1, "what count sees after the purge inside")
+        await transaction.rollback()
+    await kit.holds("order-1", old, "a saga that was purged inside, after the rollback")
+    expect.equal(await store.count(SagaFilter()), 1, "the number of sagas after the rollback")
 
 
 @case("transactions")
