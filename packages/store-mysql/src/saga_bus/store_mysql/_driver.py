@@ -9,15 +9,18 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import aiomysql  # type: ignore[import-untyped]
-from pymysql.constants import CLIENT, SERVER_STATUS
-from pymysql.err import InterfaceError, MySQLError
 
 from saga_bus.store import InvalidSagaError, SagaStoreError
 from saga_bus.store_mysql._dialect import Dialect, dialect_of
-from saga_bus.store_mysql._errors import connection_lost, is_lost, translated
+from saga_bus.store_mysql._errors import MySQLError, connection_lost, is_lost, translated
 from saga_bus.store_mysql._literals import Quote, quote, quote_plain
 
 __all__ = ["Address", "Result", "Session", "check_charset", "connect", "is_alive"]
+
+
+# https://dev.mysql.com/doc/dev/mysql-server/latest/group__group__cs__capabilities__flags.html and mysql_com.h
+_CLIENT_FOUND_ROWS = 2
+_STATUS_NO_BACKSLASH_ESCAPES = 512
 
 
 class Result(NamedTuple):
@@ -73,7 +76,7 @@ class Session:
     @property
     def quote(self) -> Quote:
         """What makes a literal of a text in this session."""
-        plain = self.connection.server_status & SERVER_STATUS.SERVER_STATUS_NO_BACKSLASH_ESCAPES
+        plain = self.connection.server_status & _STATUS_NO_BACKSLASH_ESCAPES
         return quote_plain if plain else quote
 
     async def run(self, sql: bytes, *, commits: bool = False) -> list[Result]:
@@ -93,7 +96,7 @@ class Session:
         """
         connection = self.connection
         if connection.closed:
-            raise connection_lost(InterfaceError(0, "closed"), write_sent=False)
+            raise connection_lost(aiomysql.InterfaceError(0, "closed"), write_sent=False)
         results: list[Result] = []
         try:
             async with asyncio.timeout(self.command_timeout):
@@ -152,7 +155,7 @@ async def connect(address: Address, *, connect_timeout: float, command_timeout: 
                 db=address.database or None,
                 unix_socket=address.unix_socket,
                 charset="utf8mb4",
-                client_flag=CLIENT.FOUND_ROWS,  # an update that changes nothing still counts the row that it matched
+                client_flag=_CLIENT_FOUND_ROWS,  # an update that changes nothing still counts the row that it matched
                 autocommit=None,
                 ssl=address.tls,
                 program_name="saga-bus",

@@ -8,11 +8,9 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from pymysql.err import MySQLError
-
 from saga_bus.store import Coalescer, SagaRow, StoreUnavailableError, UnsupportedOperationError
 from saga_bus.store_mysql._driver import Session, check_charset
-from saga_bus.store_mysql._errors import ends_transaction, lost_a_race, translated
+from saga_bus.store_mysql._errors import MySQLError, ends_transaction, lost_a_race, translated
 from saga_bus.store_mysql._groups import ALONE, get_group, insert_group, update_group
 from saga_bus.store_mysql._operations import Operations
 from saga_bus.store_mysql._pools import Pool
@@ -156,7 +154,7 @@ class PooledEngine:
             try:
                 return await write(session)
             except StoreUnavailableError as error:
-                # One statement that lost a deadlock has changed nothing. Who waited for a lock in vain has waited enough.
+                # One statement that lost a deadlock has changed nothing, and did not wait for long.
                 if not left or not lost_a_race(error.__cause__):
                     raise
             finally:
@@ -249,4 +247,3 @@ async def _max_packet(session: Session) -> int:
 
 def _key_of(item: tuple[SagaRow, Any]) -> tuple[str, str]:
     return item[0].saga_name, item[0].saga_id
-

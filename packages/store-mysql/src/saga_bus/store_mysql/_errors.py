@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pymysql.err import MySQLError
+from aiomysql import MySQLError  # type: ignore[import-untyped]
 
 from saga_bus.store import (
     Conflict,
@@ -22,6 +22,7 @@ from saga_bus.store import (
 __all__ = [
     "CORRELATION_KEY",
     "TOO_LARGE",
+    "MySQLError",
     "code_of",
     "conflict_of",
     "connection_lost",

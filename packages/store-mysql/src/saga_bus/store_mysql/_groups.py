@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, TypeVar
 
-from pymysql.err import MySQLError
-
 from saga_bus.store import (
     OutcomeUnknownError,
     SagaRow,
     StateCodecError,
-    StoreUnavailableError,
     version_conflict,
 )
 from saga_bus.store_mysql._driver import Session
-from saga_bus.store_mysql._errors import conflict_of, is_transient, translated
+from saga_bus.store_mysql._errors import MySQLError, conflict_of, is_transient, translated
 from saga_bus.store_mysql._literals import Quote, Template
 from saga_bus.store_mysql._operations import Operations
 

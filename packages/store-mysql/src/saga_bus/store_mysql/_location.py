@@ -116,7 +116,11 @@ def _options(query: str) -> dict[str, Any]:
 
 
 def _tls_context(
-    *, ssl_mode: str = "verify_identity", ssl_ca: str | None = None, ssl_cert: str | None = None, ssl_key: str | None = None
+    *,
+    ssl_mode: str = "verify_identity",
+    ssl_ca: str | None = None,
+    ssl_cert: str | None = None,
+    ssl_key: str | None = None,
 ) -> ssl.SSLContext | None:
     if ssl_mode not in _TLS_MODES:
         raise InvalidSagaError(f"ssl_mode must be one of {', '.join(_TLS_MODES)}, not {ssl_mode!r}")

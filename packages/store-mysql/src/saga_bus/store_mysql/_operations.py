@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from pymysql.err import MySQLError
-
 from saga_bus.store import (
     DuplicateSagaError,
     FoundRow,
@@ -19,7 +17,7 @@ from saga_bus.store import (
     version_conflict,
 )
 from saga_bus.store_mysql._driver import Session
-from saga_bus.store_mysql._errors import TOO_LARGE, code_of, conflict_of, driver_errors, translated
+from saga_bus.store_mysql._errors import TOO_LARGE, MySQLError, code_of, conflict_of, driver_errors, translated
 from saga_bus.store_mysql._literals import NULL, Quote, flag, integer, moment, optional_moment
 from saga_bus.store_mysql._queries import count_statement, find_statement
 from saga_bus.store_mysql._schema import Place
@@ -126,36 +124,30 @@ class Operations:
     async def update(self, row: SagaRow, expected_version: int, session: Session) -> None:
         """Write the next version of a saga or raise `version_conflict(...)`."""
         sql = self.updating(row, expected_version, session.quote)
-        try:
-            results = await session.run(sql, commits=self._commits)
-        except MySQLError as error:
-            raise self._refused(row, error) from error
-        if results[0].affected:  # the version changes, so a matched row is always a changed one
-            return
-        raise version_conflict(
-            row.saga_name,
-            row.saga_id,
-            expected_version=expected_version,
-            actual_version=await self._version(row.saga_name, row.saga_id, session),
-        )
+        while True:
+            try:
+                results = await session.run(sql, commits=self._commits)
+            except MySQLError as error:
+                raise self._refused(row, error) from error
+            if results[0].affected:  # the version changes, so a matched row is always a changed one
+                return
+            await self._refuse_other_version(row.saga_name, row.saga_id, expected_version, session)
 
     async def delete(self, saga_name: str, saga_id: str, expected_version: int | None, session: Session) -> None:
         """Delete a saga, or raise `version_conflict(...)` where another version was expected."""
         quote = session.quote
         keys = quote(saga_name.encode()), quote(saga_id.encode())
-        with driver_errors():
-            if expected_version is None:
+        if expected_version is None:
+            with driver_errors():
                 await session.run(self.sql.delete.filled(*keys), commits=self._commits)
+            return
+        sql = self.sql.delete_version.filled(*keys, integer(expected_version))
+        while True:
+            with driver_errors():
+                results = await session.run(sql, commits=self._commits)
+            if results[0].affected:
                 return
-            sql = self.sql.delete_version.filled(*keys, integer(expected_version))
-            results = await session.run(sql, commits=self._commits)
-        if not results[0].affected:
-            raise version_conflict(
-                saga_name,
-                saga_id,
-                expected_version=expected_version,
-                actual_version=await self._version(saga_name, saga_id, session),
-            )
+            await self._refuse_other_version(saga_name, saga_id, expected_version, session)
 
     async def get_by_id(self, saga_name: str, saga_id: str, session: Session) -> bytes | None:
         """Fetch a document by its saga's id."""
@@ -206,12 +198,16 @@ class Operations:
             return _too_large(row, self.max_packet or len(row.document))
         return translated(error)
 
-    async def _version(self, saga_name: str, saga_id: str, session: Session) -> int | None:
+    async def _refuse_other_version(
+        self, saga_name: str, saga_id: str, expected_version: int, session: Session
+    ) -> None:
         quote = session.quote
-        rows = await _rows(
-            session, self._select_version.filled(quote(saga_name.encode()), quote(saga_id.encode()))
-        )
-        return int(rows[0][0]) if rows else None
+        sql = self._select_version.filled(quote(saga_name.encode()), quote(saga_id.encode()))
+        rows = await _rows(session, sql)
+        actual_version = int(rows[0][0]) if rows else None
+        # The expected version is there where the saga was deleted and inserted again since: then the write is due.
+        if actual_version != expected_version:
+            raise version_conflict(saga_name, saga_id, expected_version=expected_version, actual_version=actual_version)
 
 
 async def _rows(session: Session, sql: bytes) -> Sequence[tuple[Any, ...]]:

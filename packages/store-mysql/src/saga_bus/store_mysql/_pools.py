@@ -7,11 +7,9 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from pymysql.err import MySQLError
-
 from saga_bus.store import InvalidSagaError, SagaStoreError, StoreClosedError, StoreUnavailableError
 from saga_bus.store_mysql._driver import Session, check_charset, is_alive
-from saga_bus.store_mysql._errors import connection_lost, translated
+from saga_bus.store_mysql._errors import MySQLError, connection_lost, translated
 
 __all__ = ["GivenPool", "OwnPool", "Pool"]
 

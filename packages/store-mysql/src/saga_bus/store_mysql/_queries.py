@@ -126,10 +126,10 @@ def _conditions(where: SagaFilter, quote: Quote) -> list[bytes]:
     conditions: list[bytes] = []
     if where.saga_name is not None:
         conditions.append(b"saga_name = " + quote(where.saga_name.encode()))
-    completed = {where.completed} - {None}
+    if where.completed is not None:
+        conditions.append(b"is_completed = " + flag(where.completed))
     if where.timeout_due_before is not None:
-        completed.add(False)  # only running sagas are due
-    conditions += [b"is_completed = " + flag(bool(value)) for value in sorted(completed, key=bool)]
+        conditions.append(b"is_completed = 0")  # only running sagas are due
     for field, texts in _FLAGS:
         value = getattr(where, field)
         if value is not None:

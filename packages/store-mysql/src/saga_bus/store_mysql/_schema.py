@@ -97,7 +97,7 @@ _SELECT_COMMENT = Template(
     "SELECT CAST(table_comment AS BINARY) FROM information_schema.tables "
     "WHERE table_schema = COALESCE(?, DATABASE()) AND BINARY table_name = ?"
 )
-_NAME_CASE = b"SELECT @@lower_case_table_names, DATABASE()"
+_FACTS = b"SELECT @@lower_case_table_names, CAST(DATABASE() AS BINARY)"
 _GET_LOCK = Template("SELECT GET_LOCK(?, ?)")
 _RELEASE_LOCK = Template("SELECT RELEASE_LOCK(?)")
 
@@ -255,14 +255,14 @@ async def _version(session: Session, place: Place) -> int | None:
     return int(found[1])
 
 
-async def _facts(session: Session) -> tuple[bool, str]:
-    ((folds, database),) = (await session.run(_NAME_CASE))[0].rows
-    return int(folds) == 1, "" if database is None else str(database)
+async def _facts(session: Session) -> tuple[bool, bytes]:
+    ((folds, database),) = (await session.run(_FACTS))[0].rows
+    return int(folds) == 1, b"" if database is None else database
 
 
 async def _digest(session: Session, place: Place) -> str:
-    schema = place.schema or (await _facts(session))[1]
-    return blake2b(f"{schema}\x00{place.table}".lower().encode(), digest_size=12).hexdigest()
+    schema = (await _facts(session))[1] if place.schema is None else place.schema.encode()
+    return blake2b(schema.lower() + b"\x00" + place.table.lower().encode(), digest_size=12).hexdigest()
 
 
 def _refuse_newer(place: Place, found: int) -> None:
