@@ -6,9 +6,10 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from run_conformance.mysql import MySqlTarget
 from saga_bus.store.conformance import Hooks
 from saga_bus.store_inmemory import InMemorySagaStore
 from saga_bus.store_sqlite import SqliteSagaStore
@@ -70,7 +71,14 @@ class SqliteTarget:
         return Hooks(open_store=self.open_store, open_transaction=self.open_transaction)
 
 
-TARGETS: Mapping[str, Callable[[str], InMemoryTarget | SqliteTarget]] = {
+class Target(Protocol):
+    """How the kit opens one store, on the database of a URL."""
+
+    def hooks(self) -> Hooks: ...
+
+
+TARGETS: Mapping[str, Callable[[str], Target]] = {
     "inmemory": InMemoryTarget,
+    "mysql": MySqlTarget,
     "sqlite": SqliteTarget,
 }

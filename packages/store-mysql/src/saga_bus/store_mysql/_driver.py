@@ -166,6 +166,8 @@ async def connect(address: Address, *, connect_timeout: float, command_timeout: 
         raise translated(error) from error
     except (OSError, EOFError) as error:
         raise connection_lost(error, write_sent=False) from error
+    except RuntimeError as error:  # aiomysql's own: a package for the server's way to log in is not installed
+        raise SagaStoreError(f"{error}; pip install 'saga-bus-store-mysql[rsa]', or use TLS") from error
     session = Session(connection, command_timeout)
     if address.tls is not None and connection._writer.get_extra_info("ssl_object") is None:  # noqa: SLF001
         session.close()  # aiomysql goes on without encryption where the server offers none
