@@ -16,12 +16,12 @@ from saga_bus.store_mysql._schema import COMPLETED, DUE, NEWEST, NEWEST_OF_NAME,
 __all__ = ["count_statement", "find_statement"]
 
 _FIND = b"""\
-(SELECT CAST(saga_name AS BINARY) AS name, CAST(saga_id AS BINARY) AS id, CAST(correlation_id AS BINARY),
-        TIMESTAMPDIFF(MICROSECOND, '1970-01-01', %(moment)s) AS moment, CAST(state AS BINARY)
- FROM %(table)s FORCE INDEX (%(index)s)
- WHERE %(conditions)s
- ORDER BY %(order)s
- LIMIT %(limit)d)"""
+SELECT CAST(saga_name AS BINARY) AS name, CAST(saga_id AS BINARY) AS id, CAST(correlation_id AS BINARY),
+       TIMESTAMPDIFF(MICROSECOND, '1970-01-01', %(moment)s) AS moment, CAST(state AS BINARY)
+FROM %(table)s FORCE INDEX (%(index)s)
+WHERE %(conditions)s
+ORDER BY %(order)s
+LIMIT %(limit)d"""
 # The binary keys sort as the exact ones do: by their bytes, which in UTF-8 is by code points.
 _MERGED = b"\nORDER BY moment %(direction)s, name %(direction)s, id %(direction)s\nLIMIT %(limit)d"
 _COUNT = b"SELECT COUNT(*) FROM %(table)s WHERE %(conditions)s"
@@ -51,7 +51,12 @@ def find_statement(place: Place, query: SagaQuery, quote: Quote) -> bytes:
     """
     direction = b"DESC" if query.order == "newest" else b"ASC"
     parts = [_page_part(place, query, where, index, quote) for where, index in _parts(query.where, query.order)]
-    return b"\nUNION ALL\n".join(parts) + _MERGED % {b"direction": direction, b"limit": query.limit}
+    if len(parts) == 1:
+        return parts[0]  # merging one would write it into a temporary table all the same
+    return b"\nUNION ALL\n".join(b"(%b)" % part for part in parts) + _MERGED % {
+        b"direction": direction,
+        b"limit": query.limit,
+    }
 
 
 def count_statement(place: Place, where: SagaFilter, quote: Quote) -> bytes:
