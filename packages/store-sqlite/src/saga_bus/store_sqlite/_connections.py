@@ -142,12 +142,13 @@ class GivenConnection:
         Raises:
             InvalidSagaError: It is bound to another thread, closed, or always inside a transaction.
         """
-        if getattr(self.connection, "autocommit", True) is False:
-            raise InvalidSagaError("the given connection has autocommit=False, so it is always in a transaction")
         try:
             self.connection.cursor().close()
+            always_in_transaction = getattr(self.connection, "autocommit", True) is False
         except sqlite3.ProgrammingError as error:
             raise InvalidSagaError(
                 f"the given connection cannot be used: {error}; make it with check_same_thread=False"
             ) from error
+        if always_in_transaction:
+            raise InvalidSagaError("the given connection has autocommit=False, so it is always in a transaction")
         return self.connection

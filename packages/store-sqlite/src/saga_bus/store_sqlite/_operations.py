@@ -69,7 +69,8 @@ class Operations:
 
     def update(self, row: SagaRow, expected_version: int, connection: sqlite3.Connection) -> None:
         """Write the next version of a saga or raise `version_conflict(...)`."""
-        parameters = (
+        created_at = microseconds(row.created_at)
+        new = (
             row.version,
             row.is_completed,
             microseconds(row.updated_at),
@@ -77,19 +78,16 @@ class Operations:
             _optional_microseconds(row.timeout_expires_at),
             row.outbox_pending,
             _text(row),
-            row.saga_name,
-            row.saga_id,
-            expected_version,
-            microseconds(row.created_at),
         )
-        if _write(connection, self._sql.update, parameters, row):
+        old = (row.saga_name, row.saga_id, expected_version)
+        if _write(connection, self._sql.update, (*new, *old, created_at), row):
             return
         actual_version = self._version(row.saga_name, row.saga_id, connection)
         if actual_version != expected_version:
             raise version_conflict(
                 row.saga_name, row.saga_id, expected_version=expected_version, actual_version=actual_version
             )
-        _write(connection, self._sql.update_with_created_at, parameters, row)
+        _write(connection, self._sql.update_with_created_at, (*new, created_at, *old), row)
 
     def delete(
         self, saga_name: str, saga_id: str, expected_version: int | None, connection: sqlite3.Connection

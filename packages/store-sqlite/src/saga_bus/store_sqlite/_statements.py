@@ -15,16 +15,16 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 # created_at is compared, not set, because setting it would rewrite the entries of its indexes every time.
 UPDATE = """\
 UPDATE {table}
-SET version = ?1, is_completed = ?2, updated_at = ?3, archived_at = ?4, timeout_expires_at = ?5,
-    outbox_pending = ?6, state = ?7
-WHERE saga_name = ?8 AND saga_id = ?9 AND version = ?10 AND created_at = ?11"""
+SET version = ?, is_completed = ?, updated_at = ?, archived_at = ?, timeout_expires_at = ?,
+    outbox_pending = ?, state = ?
+WHERE saga_name = ? AND saga_id = ? AND version = ? AND created_at = ?"""
 
 # For the rare state whose created_at was changed.
 UPDATE_WITH_CREATED_AT = """\
 UPDATE {table}
-SET version = ?1, is_completed = ?2, updated_at = ?3, archived_at = ?4, timeout_expires_at = ?5,
-    outbox_pending = ?6, state = ?7, created_at = ?11
-WHERE saga_name = ?8 AND saga_id = ?9 AND version = ?10"""
+SET version = ?, is_completed = ?, updated_at = ?, archived_at = ?, timeout_expires_at = ?,
+    outbox_pending = ?, state = ?, created_at = ?
+WHERE saga_name = ? AND saga_id = ? AND version = ?"""
 
 DELETE = "DELETE FROM {table} WHERE saga_name = ? AND saga_id = ?"
 DELETE_VERSION = "DELETE FROM {table} WHERE saga_name = ? AND saga_id = ? AND version = ?"
