@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,9 +14,10 @@ from bench.child import Measure, Prepare, Ready, Serve, Verify, Walk, Walked
 from bench.figures import STORE, Report, WalkFigure, check_targets, growth, summarize
 from bench.machine import describe, fsync_latency
 from bench.measure import Measured
-from bench.operations import WRITES
+from bench.operations import WRITES, BenchmarkError
 from bench.process import Child, prepare
 from bench.subjects import Backend
+from providers import UnavailableError, serve
 
 __all__ = ["Plan", "Watcher", "run"]
 
@@ -84,6 +85,30 @@ def run(plan: Plan, watcher: Watcher) -> Report:
         BenchmarkError: A subject failed, or gave a wrong result.
     """
     chosen = [backends.load(name) for name in plan.stores]
+    with _served(chosen):
+        return _run(plan, watcher, chosen)
+
+
+@contextmanager
+def _served(chosen: list[Backend]) -> Iterator[None]:
+    """Have the servers up that stores need; the children find their URLs where the tests find them, too."""
+    before = dict(os.environ)
+    with ExitStack() as stack:
+        for backend in chosen:
+            server: str | None = getattr(backend, "server", None)
+            if server is not None:
+                try:
+                    os.environ[f"SAGA_TEST_{server.upper()}_URL"] = stack.enter_context(serve(server))
+                except UnavailableError as error:
+                    raise BenchmarkError(f"{backend.name}: {error}") from error
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def _run(plan: Plan, watcher: Watcher, chosen: list[Backend]) -> Report:
     watcher.total(sum(_steps(plan, backend) for backend in chosen))
     report = Report(
         machine=describe(chosen, plan.directory),

@@ -60,7 +60,7 @@ async def update(fetch: Fetch, statements: Statements, row: SagaRow, expected_ve
     Raises:
         ConcurrencyError: Another version is there, or none.
     """
-    if await fetch(statements.update_waiting, *row_values(row), str(expected_version)):
+    if await fetch(statements.update_waiting, *row_values(row), expected_version):
         return True
     return await _unless_conflict(fetch, statements, row.saga_name, row.saga_id, expected_version)
 

@@ -15,8 +15,8 @@ from saga_bus.store_postgres._errors import DRIVER_ERRORS, translated
 
 __all__ = ["Connections", "Lane", "PoolSettings"]
 
-# Each kind of group keeps one connection. A smaller pool than this keeps none, so that no operation starves.
-_LEAST_FOR_KEEPING = 6
+# Each lane keeps a connection, five in all. A smaller pool than this keeps none, so that no operation starves.
+_LEAST_FOR_KEEPING = 8
 _CLOSE_TIMEOUT = 10.0
 
 # Every statement of the store finds its rows by an index. Plans are kept for a connection's life, so one that was

@@ -1,17 +1,17 @@
-"""A saga's row as the text parameters of a statement.
+"""A saga's row as the parameters of a statement.
 
-Everything is sent as text and cast by the server: asyncpg knows text arrays from the start, any other array type
-it has to look up in the catalog first, on each new connection. Timestamps go with their offset, so that the
-session's time zone does not matter and no year is out of range.
+In a group everything is sent as text and cast by the server: asyncpg knows text arrays from the start, any other
+array type it has to look up in the catalog first, on each new connection. Timestamps go with their offset, so that
+the session's time zone does not matter and no year is out of range.
 """
 
 from __future__ import annotations
 
-from datetime import datetime
+from typing import Any
 
 from saga_bus.store import SagaRow
 
-__all__ = ["bool_text", "exact_text", "moment_text", "row_values"]
+__all__ = ["exact_text", "row_texts", "row_values"]
 
 # Digits become "0" and what may follow a number becomes ",", so that few searches find every exponent.
 _SHAPE = bytes.maketrans(b"123456789E}] \t\r\n", b"000000000e,,,,,,")
@@ -35,25 +35,7 @@ def exact_text(document: bytes) -> str | None:
     return document.decode()
 
 
-def moment_text(moment: datetime | None) -> str | None:
-    """A moment as PostgreSQL reads it.
-
-    Args:
-        moment: An aware datetime.
-    """
-    return None if moment is None else moment.isoformat()
-
-
-def bool_text(value: bool) -> str:  # noqa: FBT001 - the value itself
-    """A boolean as PostgreSQL reads it.
-
-    Args:
-        value: The boolean.
-    """
-    return "t" if value else "f"
-
-
-def row_values(row: SagaRow) -> tuple[str | None, ...]:
+def row_values(row: SagaRow) -> tuple[Any, ...]:
     """The parameters that inserts and updates share, in the order of ``_statements.VALUES``.
 
     Args:
@@ -62,13 +44,34 @@ def row_values(row: SagaRow) -> tuple[str | None, ...]:
     return (
         row.saga_name,
         row.saga_id,
+        row.version,
+        row.is_completed,
+        row.created_at,
+        row.updated_at,
+        row.archived_at,
+        row.timeout_expires_at,
+        row.outbox_pending,
+        row.document.decode(),
+        exact_text(row.document),
+    )
+
+
+def row_texts(row: SagaRow) -> tuple[str | None, ...]:
+    """The same as texts.
+
+    Args:
+        row: The row.
+    """
+    return (
+        row.saga_name,
+        row.saga_id,
         str(row.version),
-        bool_text(row.is_completed),
-        moment_text(row.created_at),
-        moment_text(row.updated_at),
-        moment_text(row.archived_at),
-        moment_text(row.timeout_expires_at),
-        bool_text(row.outbox_pending),
+        "t" if row.is_completed else "f",
+        row.created_at.isoformat(),
+        row.updated_at.isoformat(),
+        None if row.archived_at is None else row.archived_at.isoformat(),
+        None if row.timeout_expires_at is None else row.timeout_expires_at.isoformat(),
+        "t" if row.outbox_pending else "f",
         row.document.decode(),
         exact_text(row.document),
     )

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from saga_bus.store import Coalescer, SagaRow, StoreUnavailableError
+from saga_bus.store import SagaRow, StoreUnavailableError
 from saga_bus.store_postgres import _alone as alone
 from saga_bus.store_postgres._connections import Connections, Lane
-from saga_bus.store_postgres._documents import row_values
+from saga_bus.store_postgres._dispatch import Activity, Dispatcher
+from saga_bus.store_postgres._documents import row_texts
 from saga_bus.store_postgres._errors import ROLLED_BACK, sqlstate_of
 from saga_bus.store_postgres._outcomes import conflict_of_insert, conflict_of_write
 from saga_bus.store_postgres._statements import Statements
@@ -21,6 +22,8 @@ KEYS: tuple[Key, ...] = ("saga_id", "correlation_id")
 # How a write in a group ended: True, an error, or None: it must be done alone, where it may wait.
 WriteOutcome = BaseException | bool | None
 
+# Two commits may be on their way at once: the server then writes them to its disk together.
+_WRITE_LANES = 2
 # A group's parameters travel in one message, of which PostgreSQL takes 1 GB.
 _GROUP_BYTES = 64 * 1024 * 1024
 
@@ -52,18 +55,25 @@ class Groups:
     def __init__(self, connections: Connections, statements: Statements) -> None:
         self._connections = connections
         self._statements = statements
-        self._reading = Lane(connections, writing=False)
-        self._inserting = Lane(connections, writing=True)
-        self._updating = Lane(connections, writing=True)
-        self._reads: Coalescer[_Read, str | None] = Coalescer(self._read)
-        self._inserts: Coalescer[_Insert, WriteOutcome] = Coalescer(self._insert, key=_key)
-        self._updates: Coalescer[_Update, WriteOutcome] = Coalescer(self._update, key=_key)
+        activity = Activity()
+        reading = [Lane(connections, writing=False)]
+        inserting, updating = ([Lane(connections, writing=True) for _ in range(_WRITE_LANES)] for _ in range(2))
+        self._lanes = [*reading, *inserting, *updating]
+        self._reads: Dispatcher[Lane, _Read, str | None] = Dispatcher(
+            self._read, reading, activity, alone=self._read_alone
+        )
+        self._inserts: Dispatcher[Lane, _Insert, WriteOutcome] = Dispatcher(
+            self._insert, inserting, activity, alone=self._insert_alone, key=_key
+        )
+        self._updates: Dispatcher[Lane, _Update, WriteOutcome] = Dispatcher(
+            self._update, updating, activity, alone=self._update_alone, key=_key
+        )
 
     async def close(self) -> None:
         """Wait for what is in hand and give the connections back."""
-        for coalescer in (self._reads, self._inserts, self._updates):
-            await coalescer.join()
-        for lane in (self._reading, self._inserting, self._updating):
+        for dispatcher in (self._reads, self._inserts, self._updates):
+            await dispatcher.join()
+        for lane in self._lanes:
             await lane.close()
 
     async def get(self, key: Key, saga_name: str, value: str) -> bytes | None:
@@ -115,77 +125,79 @@ class Groups:
 
     # -- reads ---------------------------------------------------------------------------------------------
 
-    async def _read(self, items: Sequence[_Read]) -> Sequence[str | None]:
-        if len(items) == 1:
-            ((key, saga_name, value),) = items
-            rows = await self._reading.fetch(self._statements.get_one[key], saga_name, value)
-            return [rows[0][0] if rows else None]
+    async def _read_alone(self, lane: Lane, item: _Read) -> str | None:
+        rows = await lane.fetch(self._statements.get_one[item.key], item.saga_name, item.value)
+        return rows[0][0] if rows else None
+
+    async def _read(self, lane: Lane, items: Sequence[_Read]) -> Sequence[str | None]:
         documents: list[str | None] = [None] * len(items)
         for key in KEYS:
             places = [place for place, item in enumerate(items) if item.key == key]
             if places:
                 names, values = [items[place].saga_name for place in places], [items[place].value for place in places]
-                for number, document in await self._reading.fetch(self._statements.get_many[key], names, values):
+                for number, document in await lane.fetch(self._statements.get_many[key], names, values):
                     documents[places[number - 1]] = document
         return documents
 
     # -- updates -------------------------------------------------------------------------------------------
 
-    async def _update(self, items: Sequence[_Update]) -> Sequence[WriteOutcome]:
-        return [outcome for part in _parts(items) for outcome in await self._update_part(part)]
-
-    async def _update_part(self, items: Sequence[_Update]) -> Sequence[WriteOutcome]:
+    async def _update_alone(self, lane: Lane, item: _Update) -> WriteOutcome:
+        # It may wait for a lock: others have the other lane meanwhile.
         try:
-            if len(items) == 1:
-                ((row, expected_version),) = items
-                parameters: Sequence[Any] = (*row_values(row), str(expected_version))
-                updated = {1} if await self._updating.fetch(self._statements.update_one, *parameters) else set()
-            else:
-                parameters = _columns((*row_values(row), str(expected)) for row, expected in items)
-                rows = await self._updating.fetch(self._statements.update_many, *parameters)
-                updated = {number for (number,) in rows}
+            return await alone.update(lane.fetch, self._statements, item.row, item.expected_version) or None
+        except StoreUnavailableError as error:
+            return _all_alone(error, (item,))[0]
+
+    async def _update(self, lane: Lane, items: Sequence[_Update]) -> Sequence[WriteOutcome]:
+        return [outcome for part in _parts(items) for outcome in await self._update_part(lane, part)]
+
+    async def _update_part(self, lane: Lane, items: Sequence[_Update]) -> Sequence[WriteOutcome]:
+        try:
+            parameters = _columns((*row_texts(row), str(expected)) for row, expected in items)
+            rows = await lane.fetch(self._statements.update_many, *parameters)
         except StoreUnavailableError as error:
             return _all_alone(error, items)
+        updated = {number for (number,) in rows}
         outcomes: list[WriteOutcome] = [number in updated for number in range(1, len(items) + 1)]
         if len(updated) < len(items):
             places = [place for place, outcome in enumerate(outcomes) if not outcome]
-            found = await self._versions([items[place].row for place in places])
+            found = await self._versions(lane, [items[place].row for place in places])
             for place, version in zip(places, found, strict=True):
                 row, expected = items[place]
                 outcomes[place] = conflict_of_write(row.saga_name, row.saga_id, expected, version)
         return outcomes
 
-    async def _versions(self, rows: Sequence[SagaRow]) -> list[int | None]:
+    async def _versions(self, lane: Lane, rows: Sequence[SagaRow]) -> list[int | None]:
         versions: list[int | None] = [None] * len(rows)
         names, ids = [row.saga_name for row in rows], [row.saga_id for row in rows]
-        for number, version in await self._updating.fetch(self._statements.select_versions, names, ids):
+        for number, version in await lane.fetch(self._statements.select_versions, names, ids):
             versions[number - 1] = version
         return versions
 
     # -- inserts -------------------------------------------------------------------------------------------
 
-    async def _insert(self, items: Sequence[_Insert]) -> Sequence[WriteOutcome]:
-        return [outcome for part in _parts(items) for outcome in await self._insert_part(part)]
-
-    async def _insert_part(self, items: Sequence[_Insert]) -> Sequence[WriteOutcome]:
+    async def _insert_alone(self, lane: Lane, item: _Insert) -> WriteOutcome:
         try:
-            if len(items) == 1:
-                ((row, correlation_id),) = items
-                parameters: Sequence[Any] = (*row_values(row), correlation_id)
-                done = bool(await self._inserting.fetch(self._statements.insert_one, *parameters))
-                outcomes: list[WriteOutcome] = [done]
-            else:
-                parameters = _columns((*row_values(row), correlation_id) for row, correlation_id in items)
-                rows = await self._inserting.fetch(self._statements.insert_many, *parameters)
-                inserted = {(saga_name, saga_id) for saga_name, saga_id in rows}
-                outcomes = [(row.saga_name, row.saga_id) in inserted for row, _ in items]
+            return await alone.insert(lane.fetch, self._statements, item.row, item.correlation_id) or None
+        except StoreUnavailableError as error:
+            return _all_alone(error, (item,))[0]
+
+    async def _insert(self, lane: Lane, items: Sequence[_Insert]) -> Sequence[WriteOutcome]:
+        return [outcome for part in _parts(items) for outcome in await self._insert_part(lane, part)]
+
+    async def _insert_part(self, lane: Lane, items: Sequence[_Insert]) -> Sequence[WriteOutcome]:
+        try:
+            parameters = _columns((*row_texts(row), correlation_id) for row, correlation_id in items)
+            rows = await lane.fetch(self._statements.insert_many, *parameters)
         except StoreUnavailableError as error:
             return _all_alone(error, items)
+        inserted = {(saga_name, saga_id) for saga_name, saga_id in rows}
+        outcomes: list[WriteOutcome] = [(row.saga_name, row.saga_id) in inserted for row, _ in items]
         places = [place for place, outcome in enumerate(outcomes) if not outcome]
         if places:
             refused = [items[place] for place in places]
             parameters = _columns((row.saga_name, row.saga_id, correlation_id) for row, correlation_id in refused)
-            taken = await self._inserting.fetch(self._statements.select_taken, *parameters)
+            taken = await lane.fetch(self._statements.select_taken, *parameters)
             for place, (id_taken, correlation_taken) in zip(places, taken, strict=True):
                 row, correlation_id = items[place]
                 outcomes[place] = conflict_of_insert(

@@ -41,19 +41,6 @@ CROSS JOIN LATERAL (
 # A row that another transaction has locked is passed over, not waited for: it must not stall the sagas that come
 # behind it. The caller sees that it is there unchanged and then waits for it outside of the group.
 # A row is locked where its key is looked up, and updated by its place (ctid), so the index is read only once.
-UPDATE_ONE = """\
-UPDATE {table} AS s SET {assignments}
-FROM (
-    SELECT q.*, locked.place FROM (SELECT {one}, {extra}::text AS expected_version) AS q
-    CROSS JOIN LATERAL (
-        SELECT s.ctid AS place FROM {table} AS s
-        WHERE s.saga_name = q.saga_name AND s.saga_id = q.saga_id AND s.version = q.expected_version::bigint
-        FOR NO KEY UPDATE SKIP LOCKED
-    ) AS locked
-    OFFSET 0
-) AS q
-WHERE s.ctid = q.place
-RETURNING 1"""
 UPDATE_MANY = """\
 UPDATE {table} AS s SET {assignments}
 FROM (
@@ -68,11 +55,10 @@ FROM (
 ) AS q
 WHERE s.ctid = q.place
 RETURNING q.number"""
-# The one that waits for a lock.
+# The one that waits for a lock, with its parameters in their own types.
 UPDATE_WAITING = """\
-UPDATE {table} AS s SET {assignments}
-FROM (SELECT {one}) AS q
-WHERE s.saga_name = $1 AND s.saga_id = $2 AND s.version = {extra}::text::bigint
+UPDATE {table} AS s SET {places}
+WHERE s.saga_name = $1 AND s.saga_id = $2 AND s.version = {extra}
 RETURNING 1"""
 
 SELECT_VERSION = "SELECT version FROM {table} WHERE saga_name = $1 AND saga_id = $2"
@@ -86,13 +72,6 @@ CROSS JOIN LATERAL (
 # Whoever inserts the same key in another open transaction makes an insert wait. A group does not wait for long:
 # then its rows are inserted one by one, outside of the group. The setting ends with the statement's transaction,
 # so it is no session state.
-INSERT_ONE = """\
-INSERT INTO {table} ({names}, correlation_id)
-SELECT {casts}, {extra}::text
-FROM (SELECT set_config('lock_timeout', '50ms', true) AS value OFFSET 0) AS patience, (SELECT {one}) AS q
-WHERE patience.value IS NOT NULL
-ON CONFLICT DO NOTHING
-RETURNING 1"""
 INSERT_MANY = """\
 INSERT INTO {table} ({names}, correlation_id)
 SELECT {casts}, q.correlation_id
@@ -102,8 +81,7 @@ WHERE patience.value IS NOT NULL
 ON CONFLICT DO NOTHING
 RETURNING saga_name, saga_id"""
 INSERT_WAITING = """\
-INSERT INTO {table} ({names}, correlation_id)
-SELECT {casts}, {extra}::text FROM (SELECT {one}) AS q
+INSERT INTO {table} ({names}, correlation_id) VALUES ({values}, {extra})
 ON CONFLICT DO NOTHING
 RETURNING 1"""
 
@@ -156,13 +134,16 @@ class Statements:
     """
 
     def __init__(self, schema: str, table: str) -> None:
+        # The server reads the JSON: a user's pool may have its own way to send a jsonb.
+        places = [f"${n}::text::jsonb" if kind == "jsonb" else f"${n}" for n, (_, kind) in enumerate(VALUES, start=1)]
         names = {
             "table": quoted_table(schema, table),
             "document": DOCUMENT,
             "names": ", ".join(name for name, _ in VALUES),
             "casts": ", ".join(f"q.{name}::{kind}" for name, kind in VALUES),
             "assignments": ", ".join(f"{name} = q.{name}::{kind}" for name, kind in VALUES[2:]),
-            "one": ", ".join(f"${number}::text AS {name}" for number, (name, _) in enumerate(VALUES, start=1)),
+            "places": ", ".join(f"{name} = {place}" for (name, _), place in list(zip(VALUES, places, strict=True))[2:]),
+            "values": ", ".join(places),
             "many": ", ".join(f"${number}::text[]" for number in range(1, len(VALUES) + 1)),
             "extra": _EXTRA,
         }
@@ -172,10 +153,8 @@ class Statements:
 
         self.get_one = {key: named(GET_ONE, key) for key in ("saga_id", "correlation_id")}
         self.get_many = {key: named(GET_MANY, key) for key in ("saga_id", "correlation_id")}
-        self.insert_one = named(INSERT_ONE)
         self.insert_many = named(INSERT_MANY)
         self.insert_waiting = named(INSERT_WAITING)
-        self.update_one = named(UPDATE_ONE)
         self.update_many = named(UPDATE_MANY)
         self.update_waiting = named(UPDATE_WAITING)
         self.delete = named(DELETE)
