@@ -52,8 +52,8 @@ def connection(request):
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(get_schema_sql())
         connection.executemany(
-            f"INSERT INTO {TABLE} VALUES ('OrderSaga', ?1, ?1, 0, ?1 % 2, ?1, ?1, NULL, NULL, ?1 % 3 = 0, '{{}}')",
-            [(number,) for number in range(2000)],
+            f"INSERT INTO {TABLE} VALUES ('OrderSaga', :n, :n, 0, :n % 2, :n, :n, NULL, NULL, :n % 3 = 0, '{{}}')",
+            [{"n": number} for number in range(2000)],
         )
         if request.param == "analyzed":
             connection.execute("ANALYZE")
