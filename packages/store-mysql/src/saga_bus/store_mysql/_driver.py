@@ -145,21 +145,22 @@ async def connect(address: Address, *, connect_timeout: float, command_timeout: 
         StoreUnavailableError: There was no answer, or the server takes nobody now.
         SagaStoreError: The server refused, or does not encrypt.
     """
+    connection = aiomysql.Connection(
+        host=address.host,
+        port=address.port,
+        user=address.user,
+        password=address.password,
+        db=address.database or None,
+        unix_socket=address.unix_socket,
+        charset="utf8mb4",
+        client_flag=_CLIENT_FOUND_ROWS,  # an update that changes nothing still counts the row that it matched
+        autocommit=None,
+        ssl=address.tls,
+        program_name="saga-bus",
+    )
     try:
         async with asyncio.timeout(connect_timeout):
-            connection = await aiomysql.connect(
-                host=address.host,
-                port=address.port,
-                user=address.user,
-                password=address.password,
-                db=address.database or None,
-                unix_socket=address.unix_socket,
-                charset="utf8mb4",
-                client_flag=_CLIENT_FOUND_ROWS,  # an update that changes nothing still counts the row that it matched
-                autocommit=None,
-                ssl=address.tls,
-                program_name="saga-bus",
-            )
+            await _log_in(connection)
     except MySQLError as error:
         if is_lost(error):
             raise connection_lost(error, write_sent=False) from error
@@ -178,6 +179,14 @@ async def connect(address: Address, *, connect_timeout: float, command_timeout: 
         session.close()
         raise translated(error) from error
     return session
+
+
+async def _log_in(connection: Any) -> None:
+    try:
+        await connection._connect()  # noqa: SLF001 - aiomysql.connect() leaves the socket open where it is cancelled
+    except BaseException:
+        connection.close()
+        raise
 
 
 def is_alive(connection: Any) -> bool:

@@ -64,8 +64,7 @@ class Engine(Protocol):
 class PooledEngine:
     """Connections of a pool, in autocommit mode.
 
-    A lone call is a plain statement. Calls of one kind that arrive while one is in flight leave together, and
-    what of a group is in somebody else's way runs alone, so that it holds up nobody.
+    A lone call is a plain statement. Calls of one kind that arrive while one is in flight leave together.
 
     Args:
         pool: The pool.
@@ -75,12 +74,8 @@ class PooledEngine:
     def __init__(self, pool: Pool, place: Place) -> None:
         self._pool = pool
         self._operations = operations = Operations(place, commits=True)
-        self._inserts: Coalescer[tuple[SagaRow, str], Any] = Coalescer(
-            partial(self._group, self._insert_alone, insert_group), key=_key_of
-        )
-        self._updates: Coalescer[tuple[SagaRow, int], Any] = Coalescer(
-            partial(self._group, self._update_alone, update_group), key=_key_of
-        )
+        self._inserts = _WriteLane(partial(self._group, insert_group), self._insert_alone)
+        self._updates = _WriteLane(partial(self._group, update_group), self._update_alone)
         self._by_id: Coalescer[tuple[str, str], bytes | None] = Coalescer(
             partial(self._gets, operations.get_by_id, operations.sql.select_group_by_id)
         )
@@ -94,12 +89,10 @@ class PooledEngine:
         return self._operations.max_packet
 
     async def insert(self, row: SagaRow, correlation_id: str) -> None:
-        if await self._inserts.call((row, correlation_id)) is ALONE:
-            await self._insert_alone(row, correlation_id)
+        await self._inserts.call(row, correlation_id)
 
     async def update(self, row: SagaRow, expected_version: int) -> None:
-        if await self._updates.call((row, expected_version)) is ALONE:
-            await self._update_alone(row, expected_version)
+        await self._updates.call(row, expected_version)
 
     async def delete(self, saga_name: str, saga_id: str, expected_version: int | None) -> None:
         await self._write(partial(self._operations.delete, saga_name, saga_id, expected_version))
@@ -126,9 +119,7 @@ class PooledEngine:
 
     # -- groups and single calls -------------------------------------------------------------------------
 
-    async def _group(self, alone: Any, together: Any, items: Sequence[Any]) -> list[Any]:
-        if len(items) == 1:
-            return [await alone(*items[0])]
+    async def _group(self, together: Any, items: Sequence[Any]) -> list[Any]:
         async with self._session() as session:
             outcomes: list[Any] = await together(session, self._operations, items)
             return outcomes
@@ -168,6 +159,46 @@ class PooledEngine:
             yield session
         finally:
             await self._pool.release(session)
+
+
+class _WriteLane:
+    """Writes of one kind: a lone one runs alone, others in groups beside it.
+
+    A write that runs alone may wait for somebody else's lock; a group never does, and gives back what is in
+    anybody's way to run alone. So a saga that is locked holds up no other one.
+
+    Args:
+        together: Runs a group, as `Coalescer` wants it.
+        alone: Runs one write.
+    """
+
+    def __init__(
+        self,
+        together: Callable[[Sequence[tuple[SagaRow, Any]]], Awaitable[list[Any]]],
+        alone: Callable[[SagaRow, Any], Awaitable[None]],
+    ) -> None:
+        self._coalescer: Coalescer[tuple[SagaRow, Any], Any] = Coalescer(together, key=_key_of)
+        self._alone = alone
+        self._in_hand = 0
+
+    async def call(self, row: SagaRow, argument: Any) -> None:
+        """Run one write.
+
+        Args:
+            row: The row.
+            argument: What else there is to it.
+        """
+        self._in_hand += 1
+        try:
+            if self._in_hand > 1 and await self._coalescer.call((row, argument)) is not ALONE:
+                return
+            await self._alone(row, argument)
+        finally:
+            self._in_hand -= 1
+
+    async def join(self) -> None:
+        """Wait until no group is in flight."""
+        await self._coalescer.join()
 
 
 class BoundEngine:
