@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from saga_bus.store_postgres._errors import DRIVER_ERRORS, translated
 
 __all__ = ["Connections", "Lane", "PoolSettings"]
 
-# Each lane keeps a connection, five in all. A smaller pool than this keeps none, so that no operation starves.
+# Each lane keeps a connection, six in all. A smaller pool than this keeps none, so that no operation starves.
 _LEAST_FOR_KEEPING = 8
 _CLOSE_TIMEOUT = 10.0
 
@@ -161,38 +161,48 @@ class Lane:
 
     Args:
         connections: The pool.
-        writing: Whether its statements write.
     """
 
-    def __init__(self, connections: Connections, *, writing: bool) -> None:
+    def __init__(self, connections: Connections) -> None:
         self._connections = connections
-        self._writing = writing
         self._kept: Any = None
 
-    async def fetch(self, statement: str, *parameters: Any) -> list[Any]:
-        """Run a statement and return its rows.
+    async def read(self, statement: str, *parameters: Any) -> list[Any]:
+        """Run a statement that changes nothing, and return its rows.
 
         Args:
             statement: The statement.
             *parameters: Its parameters.
         """
-        connection = self._kept
-        if connection is None or connection.is_closed():
-            connection = await self._replaced(connection)
-        try:
-            rows: list[Any] = await connection.fetch(statement, *parameters)
-        except DRIVER_ERRORS as error:
-            raise translated(error, writing=self._writing) from error
-        finally:
-            if self._kept is None:
-                await self._connections.give_back(connection)
-        return rows
+        return await self._fetch(statement, parameters, writing=False)
+
+    async def write(self, statement: str, *parameters: Any) -> list[Any]:
+        """Run a statement that commits by itself, and return its rows.
+
+        Args:
+            statement: The statement.
+            *parameters: Its parameters.
+        """
+        return await self._fetch(statement, parameters, writing=True)
 
     async def close(self) -> None:
         """Give the kept connection back."""
         kept, self._kept = self._kept, None
         if kept is not None:
             await self._connections.give_back(kept)
+
+    async def _fetch(self, statement: str, parameters: Sequence[Any], *, writing: bool) -> list[Any]:
+        connection = self._kept
+        if connection is None or connection.is_closed():
+            connection = await self._replaced(connection)
+        try:
+            rows: list[Any] = await connection.fetch(statement, *parameters)
+        except DRIVER_ERRORS as error:
+            raise translated(error, writing=writing) from error
+        finally:
+            if self._kept is None:
+                await self._connections.give_back(connection)
+        return rows
 
     async def _replaced(self, broken: Any) -> Any:
         self._kept = None

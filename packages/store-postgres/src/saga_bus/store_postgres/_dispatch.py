@@ -23,10 +23,16 @@ ResultT = TypeVar("ResultT")
 _MAX_GROUP = 128
 
 
-class Activity:
-    """How many calls are in progress on all dispatchers of a store: with more than one, a burst is likely."""
+class Activity(Generic[LaneT]):
+    """How many calls are in progress on all dispatchers of a store: with more than one, a burst is likely.
 
-    def __init__(self) -> None:
+    Args:
+        lane: For a call that is alone. It is never busy then, and one connection for reads and writes keeps one
+            process of the server at work instead of two.
+    """
+
+    def __init__(self, lane: LaneT) -> None:
+        self.lane = lane
         self.calls = 0
 
 
@@ -48,8 +54,7 @@ class Dispatcher(Generic[LaneT, ItemT, ResultT]):
             caller gets.
         lanes: What groups run on, one at a time each; at least one.
         activity: Shared by the dispatchers of a store.
-        alone: Runs the item of a caller that is alone. It may wait for others where a group must not, and then
-            keeps one lane busy, never two.
+        alone: Runs the item of a caller that is alone. It may wait for locks where a group must not.
         key: What a group is sorted by, and what no two items may share that are in flight at the same time; None
             where a group may hold anything.
     """
@@ -58,7 +63,7 @@ class Dispatcher(Generic[LaneT, ItemT, ResultT]):
         self,
         run: Callable[[LaneT, Sequence[ItemT]], Awaitable[Sequence[ResultT | BaseException]]],
         lanes: Sequence[LaneT],
-        activity: Activity,
+        activity: Activity[LaneT],
         *,
         alone: Callable[[LaneT, ItemT], Awaitable[ResultT]],
         key: Callable[[ItemT], Any] | None = None,
@@ -72,6 +77,7 @@ class Dispatcher(Generic[LaneT, ItemT, ResultT]):
         self._waiting: deque[_Call[ItemT, ResultT]] = deque()
         self._in_flight: set[Any] = set()
         self._launching = False
+        self._lone = False
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
         self._joining: list[asyncio.Future[None]] = []
 
@@ -86,7 +92,7 @@ class Dispatcher(Generic[LaneT, ItemT, ResultT]):
         """
         self._activity.calls += 1
         try:
-            if self._activity.calls == 1 and self._idle and not self._waiting:
+            if self._activity.calls == 1:
                 return await self._call_alone(item)
             future: asyncio.Future[ResultT] = asyncio.get_running_loop().create_future()
             self._waiting.append(_Call(item, None if self._key is None else self._key(item), future))
@@ -97,20 +103,19 @@ class Dispatcher(Generic[LaneT, ItemT, ResultT]):
 
     async def join(self) -> None:
         """Wait until nothing is in flight or waiting; for use while closing, when no new call arrives."""
-        if self._waiting or len(self._idle) < self._lanes:
+        if not self._is_quiet():
             idle = asyncio.get_running_loop().create_future()
             self._joining.append(idle)
             await idle
 
     async def _call_alone(self, item: ItemT) -> ResultT:
-        lane = self._idle.pop()
-        key = None if self._key is None else self._key(item)
-        if key is not None:
-            self._in_flight.add(key)
+        # The same saga may be in a group meanwhile: one of the two then finds the other's version.
+        self._lone = True
         try:
-            return await self._alone(lane, item)
+            return await self._alone(self._activity.lane, item)
         finally:
-            self._landed(lane, (key,))
+            self._lone = False
+            self._tell_joining()
 
     def _launch_soon(self) -> None:
         if self._idle and not self._launching:
@@ -174,8 +179,11 @@ class Dispatcher(Generic[LaneT, ItemT, ResultT]):
             asyncio.get_running_loop().call_soon(self._launch_soon)
         self._tell_joining()
 
+    def _is_quiet(self) -> bool:
+        return not (self._lone or self._waiting) and len(self._idle) == self._lanes
+
     def _tell_joining(self) -> None:
-        if self._joining and not self._waiting and len(self._idle) == self._lanes:
+        if self._joining and self._is_quiet():
             for idle in self._joining:
                 if not idle.done():
                     idle.set_result(None)

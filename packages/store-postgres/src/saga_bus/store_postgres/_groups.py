@@ -55,10 +55,10 @@ class Groups:
     def __init__(self, connections: Connections, statements: Statements) -> None:
         self._connections = connections
         self._statements = statements
-        activity = Activity()
-        reading = [Lane(connections, writing=False)]
-        inserting, updating = ([Lane(connections, writing=True) for _ in range(_WRITE_LANES)] for _ in range(2))
-        self._lanes = [*reading, *inserting, *updating]
+        activity = Activity(Lane(connections))
+        reading = [Lane(connections)]
+        inserting, updating = ([Lane(connections) for _ in range(_WRITE_LANES)] for _ in range(2))
+        self._lanes = [activity.lane, *reading, *inserting, *updating]
         self._reads: Dispatcher[Lane, _Read, str | None] = Dispatcher(
             self._read, reading, activity, alone=self._read_alone
         )
@@ -126,7 +126,7 @@ class Groups:
     # -- reads ---------------------------------------------------------------------------------------------
 
     async def _read_alone(self, lane: Lane, item: _Read) -> str | None:
-        rows = await lane.fetch(self._statements.get_one[item.key], item.saga_name, item.value)
+        rows = await lane.read(self._statements.get_one[item.key], item.saga_name, item.value)
         return rows[0][0] if rows else None
 
     async def _read(self, lane: Lane, items: Sequence[_Read]) -> Sequence[str | None]:
@@ -135,7 +135,7 @@ class Groups:
             places = [place for place, item in enumerate(items) if item.key == key]
             if places:
                 names, values = [items[place].saga_name for place in places], [items[place].value for place in places]
-                for number, document in await lane.fetch(self._statements.get_many[key], names, values):
+                for number, document in await lane.read(self._statements.get_many[key], names, values):
                     documents[places[number - 1]] = document
         return documents
 
@@ -144,7 +144,7 @@ class Groups:
     async def _update_alone(self, lane: Lane, item: _Update) -> WriteOutcome:
         # It may wait for a lock: others have the other lane meanwhile.
         try:
-            return await alone.update(lane.fetch, self._statements, item.row, item.expected_version) or None
+            return await alone.update(lane.write, self._statements, item.row, item.expected_version) or None
         except StoreUnavailableError as error:
             return _all_alone(error, (item,))[0]
 
@@ -154,7 +154,7 @@ class Groups:
     async def _update_part(self, lane: Lane, items: Sequence[_Update]) -> Sequence[WriteOutcome]:
         try:
             parameters = _columns((*row_texts(row), str(expected)) for row, expected in items)
-            rows = await lane.fetch(self._statements.update_many, *parameters)
+            rows = await lane.write(self._statements.update_many, *parameters)
         except StoreUnavailableError as error:
             return _all_alone(error, items)
         updated = {number for (number,) in rows}
@@ -170,7 +170,7 @@ class Groups:
     async def _versions(self, lane: Lane, rows: Sequence[SagaRow]) -> list[int | None]:
         versions: list[int | None] = [None] * len(rows)
         names, ids = [row.saga_name for row in rows], [row.saga_id for row in rows]
-        for number, version in await lane.fetch(self._statements.select_versions, names, ids):
+        for number, version in await lane.read(self._statements.select_versions, names, ids):
             versions[number - 1] = version
         return versions
 
@@ -178,7 +178,7 @@ class Groups:
 
     async def _insert_alone(self, lane: Lane, item: _Insert) -> WriteOutcome:
         try:
-            return await alone.insert(lane.fetch, self._statements, item.row, item.correlation_id) or None
+            return await alone.insert(lane.write, self._statements, item.row, item.correlation_id) or None
         except StoreUnavailableError as error:
             return _all_alone(error, (item,))[0]
 
@@ -188,7 +188,7 @@ class Groups:
     async def _insert_part(self, lane: Lane, items: Sequence[_Insert]) -> Sequence[WriteOutcome]:
         try:
             parameters = _columns((*row_texts(row), correlation_id) for row, correlation_id in items)
-            rows = await lane.fetch(self._statements.insert_many, *parameters)
+            rows = await lane.write(self._statements.insert_many, *parameters)
         except StoreUnavailableError as error:
             return _all_alone(error, items)
         inserted = {(saga_name, saga_id) for saga_name, saga_id in rows}
@@ -197,7 +197,7 @@ class Groups:
         if places:
             refused = [items[place] for place in places]
             parameters = _columns((row.saga_name, row.saga_id, correlation_id) for row, correlation_id in refused)
-            taken = await lane.fetch(self._statements.select_taken, *parameters)
+            taken = await lane.read(self._statements.select_taken, *parameters)
             for place, (id_taken, correlation_taken) in zip(places, taken, strict=True):
                 row, correlation_id = items[place]
                 outcomes[place] = conflict_of_insert(
