@@ -16,6 +16,7 @@ from pathlib import Path
 from providers.errors import UnavailableError, UnknownBackendError
 from providers.mysql import serve_mysql
 from providers.postgres import serve_postgres
+from providers.sqlserver import serve_sqlserver
 
 __all__ = ["PROVIDERS", "Serve", "UnavailableError", "UnknownBackendError", "required_backends", "serve"]
 
@@ -40,6 +41,7 @@ PROVIDERS: Mapping[str, Serve] = {
     "mysql": serve_mysql,
     "postgres": serve_postgres,
     "sqlite": _sqlite,
+    "sqlserver": serve_sqlserver,
 }
 
 

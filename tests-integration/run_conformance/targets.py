@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from run_conformance.mysql import MySqlTarget
+from run_conformance.sqlserver import SqlServerTarget
 from saga_bus.store.conformance import Hooks
 from saga_bus.store_inmemory import InMemorySagaStore
 from saga_bus.store_sqlite import SqliteSagaStore
@@ -81,4 +82,5 @@ TARGETS: Mapping[str, Callable[[str], Target]] = {
     "inmemory": InMemoryTarget,
     "mysql": MySqlTarget,
     "sqlite": SqliteTarget,
+    "sqlserver": SqlServerTarget,
 }

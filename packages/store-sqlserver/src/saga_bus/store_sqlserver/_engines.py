@@ -1,0 +1,246 @@
+"""Where operations run: in the store's own threads and connections, or in the caller's transaction."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+from threading import Lock
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from weakref import WeakValueDictionary
+
+from saga_bus.store import Coalescer, InvalidSagaError, UnsupportedOperationError
+from saga_bus.store_sqlserver import _schema as schema
+from saga_bus.store_sqlserver._connections import Settings
+from saga_bus.store_sqlserver._driver import ConnectionPool
+from saga_bus.store_sqlserver._errors import translated
+from saga_bus.store_sqlserver._odbc import load
+from saga_bus.store_sqlserver._operations import Operations
+from saga_bus.store_sqlserver._schema import Place
+from saga_bus.store_sqlserver._sessions import Session
+from saga_bus.store_sqlserver._values import Statement
+
+__all__ = ["BoundEngine", "Engine", "PoolEngine", "SchemaWork"]
+
+ResultT = TypeVar("ResultT")
+SchemaWork = Literal["create", "check", "drop"]
+Key = tuple[str, str]
+
+_MAX_GROUP = 32
+_TRANSACTIONS = Statement("SELECT @@TRANCOUNT AS transactions", ())
+_SCHEMA_WORKS = {"create": schema.create, "check": schema.check, "drop": schema.drop}
+
+
+class Engine(Protocol):
+    """What a store needs to get its operations done."""
+
+    async def open(self) -> None:
+        """Get ready, as far as that cannot wait for the first operation."""
+        ...
+
+    async def get(self, saga_name: str, key: str, *, by_correlation_id: bool) -> bytes | None:
+        """Fetch a document."""
+        ...
+
+    async def read(self, work: Callable[[Session], ResultT]) -> ResultT:
+        """Run work that only reads."""
+        ...
+
+    async def write(self, work: Callable[[Session], ResultT]) -> ResultT:
+        """Run one write; when this returns it is committed, if committing is the engine's affair."""
+        ...
+
+    async def schema(self, work: SchemaWork) -> None:
+        """Create, check or drop the schema."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what is in hand and close what the engine opened."""
+        ...
+
+
+class PoolEngine:
+    """A pool of the store's own.
+
+    Reads by key that meet while others are in flight go to the server together, in one statement. Writes go one
+    by one, each a transaction of its own: a statement for several sagas would wait for each row that somebody has
+    locked, and hold the locks of all of them meanwhile.
+
+    Args:
+        connect: Opens a session.
+        settings: The store's settings.
+        place: The table.
+        operations: The operations on it.
+    """
+
+    def __init__(
+        self, connect: Callable[[], Session], settings: Settings, place: Place, operations: Operations
+    ) -> None:
+        self._pool = ConnectionPool(
+            connect, size=settings.pool_size, acquire_timeout=settings.acquire_timeout, name="saga-bus-sqlserver"
+        )
+        self._place = place
+        self._operations = operations
+        self._by_id: Coalescer[Key, bytes | None] = self._coalescer(by_correlation_id=False)
+        self._by_correlation_id: Coalescer[Key, bytes | None] = self._coalescer(by_correlation_id=True)
+
+    async def open(self) -> None:
+        """Open one connection, so that what is wrong with the address or the login shows at once."""
+        await self._pool.run(_nothing, repeatable=True)
+
+    async def get(self, saga_name: str, key: str, *, by_correlation_id: bool) -> bytes | None:
+        coalescer = self._by_correlation_id if by_correlation_id else self._by_id
+        document = await coalescer.call((saga_name, key))
+        if document is not _PASSED_OVER:
+            return document
+        return await self._get_alone((saga_name, key), by_correlation_id=by_correlation_id)
+
+    async def read(self, work: Callable[[Session], ResultT]) -> ResultT:
+        return await self._pool.run(work, repeatable=True)
+
+    async def write(self, work: Callable[[Session], ResultT]) -> ResultT:
+        return await self._pool.run(work)
+
+    async def schema(self, work: SchemaWork) -> None:
+        await self._pool.run(partial(_work_on_schema, work, self._place))
+
+    async def close(self) -> None:
+        try:
+            await self._by_id.join()
+            await self._by_correlation_id.join()
+        finally:
+            await self._pool.close()
+
+    def _coalescer(self, *, by_correlation_id: bool) -> Coalescer[Key, bytes | None]:
+        async def get_group(keys: Sequence[Key]) -> Sequence[bytes | BaseException | None]:
+            if len(keys) == 1:
+                return [await self._get_alone(keys[0], by_correlation_id=by_correlation_id)]
+            work = partial(self._operations.get_group, keys, by_correlation_id=by_correlation_id)
+            found = await self._pool.run(work, repeatable=True)
+            return [_PASSED_OVER if document is None else document for document in found]
+
+        return Coalescer(get_group, max_size=_MAX_GROUP)
+
+    async def _get_alone(self, key: Key, *, by_correlation_id: bool) -> bytes | None:
+        operations = self._operations
+        get = operations.get_by_correlation_id if by_correlation_id else operations.get_by_id
+        return await self._pool.run(partial(get, *key), repeatable=True)
+
+
+# What a group's read gives for a saga that is not there or whose row was locked; never the very object of a document.
+_PASSED_OVER = bytes(bytearray(b"passed over"))
+
+
+class BoundEngine:
+    """The caller's transaction: nothing is ever committed or rolled back here.
+
+    Statements run in a thread, one at a time for each connection. A caller that is cancelled gets the connection
+    back quiet: its statement is stopped, or has ended.
+
+    Args:
+        connection: The caller's connection.
+        place: The table.
+        operations: The operations on it.
+
+    Raises:
+        InvalidSagaError: It is no pyodbc connection.
+    """
+
+    def __init__(self, connection: Any, place: Place, operations: Operations) -> None:
+        if not isinstance(connection, load().Connection):
+            raise InvalidSagaError(f"bind takes a pyodbc connection, not {type(connection).__name__}")
+        self._given = _GivenConnection.of(connection)
+        self._place = place
+        self._operations = operations
+        self._session: Session | None = None
+
+    async def open(self) -> None:
+        """See that there is a transaction to join."""
+        await self._run(self._see_transaction)
+
+    async def get(self, saga_name: str, key: str, *, by_correlation_id: bool) -> bytes | None:
+        operations = self._operations
+        get = operations.get_by_correlation_id if by_correlation_id else operations.get_by_id
+        return await self._run(partial(get, saga_name, key))
+
+    async def read(self, work: Callable[[Session], ResultT]) -> ResultT:
+        return await self._run(work)
+
+    async def write(self, work: Callable[[Session], ResultT]) -> ResultT:
+        return await self._run(work)
+
+    async def schema(self, work: SchemaWork) -> None:
+        await self._run(lambda session: _SCHEMA_WORKS[work](session, self._place))
+
+    async def close(self) -> None:
+        """Close the cursors; the connection is the caller's."""
+        if self._session is not None:
+            await self._run(Session.forget_cursors)
+
+    async def _run(self, work: Callable[[Session], ResultT]) -> ResultT:
+        is_abandoned = False
+
+        def run_in_thread() -> ResultT | None:
+            with self._given.lock:
+                return None if is_abandoned else work(self._own_session())
+
+        future = asyncio.get_running_loop().run_in_executor(None, run_in_thread)
+        try:
+            result = await asyncio.shield(future)
+        except asyncio.CancelledError:
+            is_abandoned = True
+            while not future.done():
+                if self._session is not None:
+                    self._session.cancel()
+                try:
+                    await asyncio.wait([future])
+                except asyncio.CancelledError:
+                    continue
+            if not future.cancelled():
+                future.exception()  # seen: nobody waits for it
+            raise
+        return result  # type: ignore[return-value]  # only an abandoned run gives None instead of the result
+
+    def _own_session(self) -> Session:
+        if self._session is None:
+            try:
+                self._session = Session(self._given.connection)
+            except load().Error as error:
+                raise translated(error) from error
+        return self._session
+
+    def _see_transaction(self, session: Session) -> None:
+        if session.connection.autocommit:
+            ((transactions,),) = session.read(_TRANSACTIONS)
+            if not transactions:
+                raise UnsupportedOperationError(
+                    "the connection has no open transaction: set autocommit = False on it before bind(connection)"
+                )
+        session.run("SET NOCOUNT OFF")
+
+
+class _GivenConnection:
+    """A caller's connection, and what keeps the stores that are bound to it from using it at the same time."""
+
+    _known: ClassVar[WeakValueDictionary[int, _GivenConnection]] = WeakValueDictionary()
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self.lock = Lock()
+
+    @classmethod
+    def of(cls, connection: Any) -> _GivenConnection:
+        return cls._known.setdefault(id(connection), cls(connection))
+
+
+def _work_on_schema(work: SchemaWork, place: Place, session: Session) -> None:
+    if work == "check":
+        schema.check(session, place)
+        return
+    session.forget_cursors()
+    with session.transaction():
+        _SCHEMA_WORKS[work](session, place)
+
+
+def _nothing(session: Session) -> None:
+    """The session is open, and that is all that was wanted."""

@@ -1,0 +1,215 @@
+"""A connection and its cursors: statements with bound types, drained results, and whether it is still of use."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from saga_bus.store import OutcomeUnknownError, SagaStoreError
+from saga_bus.store_sqlserver._errors import lost_connection, timed_out, translated, writing
+from saga_bus.store_sqlserver._odbc import is_freetds, load
+from saga_bus.store_sqlserver._values import FREETDS_TEXT, TEXT, Binding, Statement
+
+__all__ = ["Session"]
+
+_SQL_DRIVER_NAME = 6
+_KEPT_CURSORS = 32
+
+Row = tuple[Any, ...]
+
+
+class Session:
+    """Runs statements on one connection, for one thread at a time.
+
+    A cursor is kept for each statement: closing one would cost another request, which releases what was prepared.
+
+    Args:
+        connection: A pyodbc connection.
+
+    Attributes:
+        is_lost: The connection failed or is in doubt, so it is of no more use.
+        is_cut: It is lost because the server or the network ended it.
+        used_at: When a statement last succeeded, as `time.monotonic` counts.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self.is_lost = False
+        self.is_cut = False
+        self.used_at = time.monotonic()
+        self._cursors: OrderedDict[str, tuple[Any, str]] = OrderedDict()
+        self._running: Any = None
+        self._is_freetds = is_freetds(str(connection.getinfo(_SQL_DRIVER_NAME)))
+
+    def read(self, statement: Statement, parameters: Sequence[Any] = ()) -> list[Row]:
+        """Run a SELECT.
+
+        Args:
+            statement: The statement.
+            parameters: None of them None.
+
+        Raises:
+            SagaStoreError: SQL Server or the driver refused.
+        """
+        with self._cursor(statement, parameters, translated) as cursor:
+            while cursor.description is None and cursor.nextset():
+                pass  # what a procedure or a trigger did before the rows
+            found = [tuple(row) for row in cursor.fetchall()]
+            _drain(cursor)
+        return found
+
+    def write(self, statement: Statement, parameters: Sequence[Any] = ()) -> int:
+        """Run an INSERT, UPDATE or DELETE.
+
+        Args:
+            statement: The statement.
+            parameters: None of them None.
+
+        Returns:
+            How many rows it wrote.
+
+        Raises:
+            OutcomeUnknownError: The connection failed after the statement was sent.
+            SagaStoreError: SQL Server or the driver refused.
+        """
+        with self._cursor(statement, parameters, writing) as cursor:
+            count: int = cursor.rowcount
+            _drain(cursor)
+        if count < 0:
+            raise OutcomeUnknownError("the connection reports no counts of rows: SET NOCOUNT OFF on it")
+        return count
+
+    def run(self, sql: str) -> None:
+        """Run a statement without parameters and without rows.
+
+        Args:
+            sql: The statement.
+
+        Raises:
+            SagaStoreError: SQL Server or the driver refused.
+        """
+        with self._errors(writing):
+            cursor = self.connection.cursor()
+            try:
+                cursor.execute(sql)
+                _drain(cursor)
+            finally:
+                cursor.close()
+            self.used_at = time.monotonic()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """A transaction of the session's own, committed at the end of the block and rolled back where it fails."""
+        with self._errors(writing):
+            self.connection.autocommit = False
+        try:
+            yield
+        except BaseException:
+            self.roll_back()
+            raise
+        else:
+            with self._errors(writing):
+                self.connection.commit()
+        finally:
+            if not self.is_lost:
+                with self._errors(translated):
+                    self.connection.autocommit = True
+
+    def answers(self) -> bool:
+        """Whether the server still answers on this connection."""
+        try:
+            self.read(_NOTHING)
+        except SagaStoreError:
+            self.is_lost = True
+        return not self.is_lost
+
+    def roll_back(self) -> None:
+        """Leave no transaction open; a connection that refuses that is lost."""
+        try:
+            self.connection.rollback()
+        except load().Error:
+            self.is_lost = True
+
+    def cancel(self) -> None:
+        """Ask the server to stop the statement that another thread runs here; nothing to stop is no error."""
+        cursor = self._running
+        if cursor is not None:
+            try:
+                cursor.cancel()
+            except load().Error:
+                return  # it has ended by itself, or its own thread learns what is wrong
+
+    def close(self) -> None:
+        """Close the cursors and the connection; one that cannot be closed is as good as closed."""
+        self.forget_cursors()
+        try:
+            self.connection.close()
+        except load().Error:
+            return
+
+    def forget_cursors(self) -> None:
+        """Close the kept cursors, and leave the connection open."""
+        for cursor, _ in self._cursors.values():
+            _close(cursor)
+        self._cursors.clear()
+
+    @contextmanager
+    def _cursor(
+        self, statement: Statement, parameters: Sequence[Any], meaning: Callable[[BaseException], SagaStoreError]
+    ) -> Iterator[Any]:
+        with self._errors(meaning):
+            # pyodbc knows its prepared statement again by the very object that it was given.
+            cursor, sql = self._cursors.pop(statement.sql, (None, statement.sql))
+            if cursor is None:
+                cursor = self.connection.cursor()
+                if statement.bindings:
+                    cursor.setinputsizes([self._binding(binding) for binding in statement.bindings])
+            self._running = cursor
+            try:
+                cursor.execute(sql, *parameters)
+                yield cursor
+            except BaseException:
+                _close(cursor)
+                raise
+            finally:
+                self._running = None
+            self._cursors[sql] = (cursor, sql)
+            if len(self._cursors) > _KEPT_CURSORS:
+                _, (oldest, _) = self._cursors.popitem(last=False)
+                _close(oldest)
+            self.used_at = time.monotonic()
+
+    def _binding(self, binding: Binding) -> Binding:
+        return FREETDS_TEXT if binding == TEXT and self._is_freetds else binding
+
+    @contextmanager
+    def _errors(self, meaning: Callable[[BaseException], SagaStoreError]) -> Iterator[None]:
+        try:
+            yield
+        except load().Error as error:
+            ours = meaning(error)
+            self.is_cut = self.is_cut or lost_connection(error)
+            # After a timeout the driver may not have read the server's last word: such a connection could answer
+            # the next statement with this one's result.
+            self.is_lost = self.is_lost or self.is_cut or timed_out(error)
+            raise ours from error
+
+
+_NOTHING = Statement("SELECT 1 AS alive", ())
+
+
+def _drain(cursor: Any) -> None:
+    # An error behind the first result shows only when the following one is asked for, and until all of them are
+    # read the connection takes no other statement.
+    while cursor.nextset():
+        pass
+
+
+def _close(cursor: Any) -> None:
+    try:
+        cursor.close()
+    except load().Error:
+        return

@@ -1,0 +1,123 @@
+"""The statements on single sagas, the grouped reads, and the purge."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from saga_bus.store_sqlserver._schema import Place
+from saga_bus.store_sqlserver._values import (
+    CORRELATION_ID,
+    FLAG,
+    KEY,
+    MOMENT,
+    TEXT,
+    VERSION,
+    Statement,
+)
+
+__all__ = ["AS_MOMENT", "Statements"]
+
+AS_MOMENT = "CAST(? AS DATETIME2(6))"
+
+_INSERT = """\
+INSERT INTO {table} (saga_name, saga_id, correlation_id, version, is_completed, created_at, updated_at,
+                     outbox_pending, state{columns})
+VALUES (?, ?, ?, ?, ?, {moment}, {moment}, ?, ?{values})"""
+
+# created_at is compared, not set, because setting it would rewrite the entries of its indexes every time.
+_UPDATE = """\
+UPDATE {table}
+SET version = ?, is_completed = ?, updated_at = {moment}, outbox_pending = ?, state = ?,
+    archived_at = {archived_at}, timeout_expires_at = {timeout_expires_at}
+WHERE saga_name = ? AND saga_id = ? AND version = ? AND created_at = {moment}"""
+
+# For the rare state whose created_at was changed.
+_UPDATE_WITH_CREATED_AT = """\
+UPDATE {table}
+SET version = ?, is_completed = ?, updated_at = {moment}, outbox_pending = ?, state = ?,
+    archived_at = {archived_at}, timeout_expires_at = {timeout_expires_at}, created_at = {moment}
+WHERE saga_name = ? AND saga_id = ? AND version = ?"""
+
+_DELETE = "DELETE FROM {table} WHERE saga_name = ? AND saga_id = ?"
+_DELETE_VERSION = "DELETE FROM {table} WHERE saga_name = ? AND saga_id = ? AND version = ?"
+
+_SELECT_VERSION = "SELECT version FROM {table} WHERE saga_name = ? AND saga_id = ?"
+_SELECT_BY_ID = "SELECT state FROM {table} WHERE saga_name = ? AND saga_id = ?"
+_SELECT_BY_CORRELATION_ID = "SELECT state FROM {table} WHERE saga_name = ? AND correlation_id = ?"
+
+# Which of a refused row's two keys is taken, without a look at the names of constraints.
+_SELECT_TAKEN = """\
+SELECT 1 AS taken FROM {table} WHERE saga_name = ? AND saga_id = ?
+UNION ALL
+SELECT 2 AS taken FROM {table} WHERE saga_name = ? AND correlation_id = ?"""
+
+# A group of reads, each a seek of its own. The hints make it pass over rows that somebody has locked, so that
+# one locked saga does not hold up the readers of the others; what it passes over is read again, alone.
+_SELECT_ONE_OF_GROUP = """\
+SELECT {number} AS number, state FROM {table} WITH (READCOMMITTEDLOCK, READPAST) WHERE saga_name = ? AND {column} = ?"""
+
+_PURGE = """\
+DELETE TOP ({limit}) FROM {table}
+WHERE saga_name = ? AND is_completed = 1 AND updated_at < {moment}"""
+
+
+class Statements:
+    """The statements for one table.
+
+    Args:
+        place: The table.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self._table = place.quoted
+        self.delete = self._made(_DELETE, KEY, KEY)
+        self.delete_version = self._made(_DELETE_VERSION, KEY, KEY, VERSION)
+        self.select_version = self._made(_SELECT_VERSION, KEY, KEY)
+        self.select_by_id = self._made(_SELECT_BY_ID, KEY, KEY)
+        self.select_by_correlation_id = self._made(_SELECT_BY_CORRELATION_ID, KEY, CORRELATION_ID)
+        self.select_taken = self._made(_SELECT_TAKEN, KEY, KEY, KEY, CORRELATION_ID)
+        self.insert = cache(self._insert)
+        self.update = cache(self._update)
+        self.select_group = cache(self._select_group)
+
+    def purge(self, limit: int) -> Statement:
+        """The deletion of at most ``limit`` completed sagas.
+
+        Args:
+            limit: A checked number.
+        """
+        sql = _PURGE.format(limit=limit, table=self._table, moment=AS_MOMENT)
+        return Statement(sql, (KEY, MOMENT))
+
+    def _insert(self, *, archived: bool, timeout: bool) -> Statement:
+        """The insert of a row that has, or has not, the two moments that may be missing."""
+        given = [name for name, there in (("archived_at", archived), ("timeout_expires_at", timeout)) if there]
+        sql = _INSERT.format(
+            table=self._table,
+            moment=AS_MOMENT,
+            columns="".join(f", {name}" for name in given),
+            values=f", {AS_MOMENT}" * len(given),
+        )
+        bindings = (KEY, KEY, CORRELATION_ID, VERSION, FLAG, MOMENT, MOMENT, FLAG, TEXT, *(MOMENT for _ in given))
+        return Statement(sql, bindings)
+
+    def _update(self, *, archived: bool, timeout: bool, created: bool) -> Statement:
+        """The update to a row that has, or has not, the two moments that may be missing."""
+        sql = (_UPDATE_WITH_CREATED_AT if created else _UPDATE).format(
+            table=self._table,
+            moment=AS_MOMENT,
+            archived_at=AS_MOMENT if archived else "NULL",
+            timeout_expires_at=AS_MOMENT if timeout else "NULL",
+        )
+        moments = (MOMENT,) * (archived + timeout)
+        where = (MOMENT, KEY, KEY, VERSION) if created else (KEY, KEY, VERSION, MOMENT)
+        return Statement(sql, (VERSION, FLAG, MOMENT, FLAG, TEXT, *moments, *where))
+
+    def _select_group(self, size: int, *, by_correlation_id: bool) -> Statement:
+        """The reads of ``size`` sagas; each row has its read's number, from 0, and the state."""
+        column, binding = ("correlation_id", CORRELATION_ID) if by_correlation_id else ("saga_id", KEY)
+        parts = [_SELECT_ONE_OF_GROUP.format(number=number, table=self._table, column=column) for number in range(size)]
+        return Statement("\nUNION ALL\n".join(parts), (KEY, binding) * size)
+
+    def _made(self, sql: str, *bindings: tuple[int, int, int]) -> Statement:
+        return Statement(sql.format(table=self._table), bindings)

@@ -1,0 +1,303 @@
+"""The ODBC drivers of this machine, and an endpoint that speaks just enough TDS to make them report errors.
+
+The endpoint is no SQL Server: it lets a client log in, shows what was sent, and answers each request with the
+tokens that a test gives it. So the texts, numbers and SQLSTATEs that a driver makes of a server's error are the
+driver's own.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+from urllib.parse import quote
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.import_plugin("providers.plugin")
+
+
+_LOGIN, _RPC, _ATTENTION, _TRANSACTION, _PRELOGIN = 0x10, 0x03, 0x06, 0x0E, 0x12
+_LAST = 0x01
+_EXECUTE, _UNPREPARE = 12, 15
+
+
+def _short(text: str) -> bytes:
+    return struct.pack("<B", len(text)) + text.encode("utf-16-le")
+
+
+def _done(count: int | None = None, *, token: int = 0xFD, command: int = 0, failed: bool = False) -> bytes:
+    more = 0x01 if token == 0xFF else 0
+    status = more | (0x02 if failed else 0) | (0x10 if count is not None else 0)
+    return struct.pack("<BHHQ", token, status, command, count or 0)
+
+
+def counted(count: int) -> bytes:
+    """The end of a statement that wrote rows."""
+    return _done(count, token=0xFF, command=0xC5)
+
+
+def error(number: int, text: str, *, severity: int = 14) -> bytes:
+    """An error that ends a statement."""
+    body = struct.pack("<IBB", number, 1, severity)
+    body += (
+        struct.pack("<H", len(text)) + text.encode("utf-16-le") + _short("server") + _short("") + struct.pack("<I", 1)
+    )
+    return struct.pack("<BH", 0xAA, len(body)) + body + _done(token=0xFF, failed=True)
+
+
+def numbers(name: str, *values: int) -> bytes:
+    """A result with one column of numbers."""
+    column = struct.pack("<IHBB", 0, 0x01, 0x26, 4) + _short(name)
+    rows = b"".join(struct.pack("<BBi", 0xD1, 4, value) for value in values)
+    return struct.pack("<BH", 0x81, 1) + column + rows + _done(len(values), token=0xFF, command=0xC1)
+
+
+def _called(result: bytes, handle: int) -> bytes:
+    value = struct.pack("<BH", 0xAC, 0) + _short("") + struct.pack("<BIHBBBi", 1, 0, 0, 0x26, 4, 4, handle)
+    return result + struct.pack("<Bi", 0x79, 0) + value + _done(token=0xFE)
+
+
+class Endpoint:
+    """Listens on a free port of the loopback address, one thread for each client, until it is closed.
+
+    Args:
+        answer: Gives the tokens for a statement, by its text; None closes the connection, ... never answers.
+        refusal: What a login is answered with, instead of being let in.
+    """
+
+    def __init__(self, answer=lambda text: b"", refusal: bytes | None = None) -> None:
+        self.answer = answer
+        self.refusal = refusal
+        self.requests: list[str] = []
+        self.sent = b""
+        self._prepared: list[str] = []
+        self.logins: list[dict[str, str]] = []
+        self.cancelled = 0
+        self.released = 0  # statements that a driver prepared and then let go
+        self._clients: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._threads = [Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut()
+        for thread in self._threads:
+            thread.join(10)
+
+    def cut(self) -> None:
+        """Cut all connections, as a server that is killed does."""
+        for client in self._clients:
+            with suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
+        self._clients.clear()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                self._clients.append(client)
+                thread = Thread(target=self._serve, args=(client,), daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, suppress(OSError, EOFError):
+            while True:
+                kind, body = self._receive(client)
+                tokens = self._tokens(kind, body)
+                if tokens is None:
+                    return
+                if tokens is not ...:
+                    self._send(client, tokens)
+
+    def _tokens(self, kind: int, body: bytes):
+        if kind == _PRELOGIN:
+            # version, "no encryption", no instance, no thread, no MARS: five options, their offsets, their values
+            values = (b"\x10\x00\x0f\xa0\x00\x00", b"\x02", b"\x00", b"\x00" * 4, b"\x00")
+            offset, head, tail = 5 * 5 + 1, b"", b""
+            for option, value in enumerate(values):
+                head += struct.pack(">BHH", option, offset + len(tail), len(value))
+                tail += value
+            return head + b"\xff" + tail
+        if kind == _LOGIN:
+            self.logins.append(_login_of(body))
+            if self.refusal is not None:
+                return self.refusal + _done(failed=True)
+            ack = struct.pack(">BI", 1, 0x74000004) + _short("Microsoft SQL Server") + b"\x10\x00\x0f\xa0"
+            size = b"\x04" + _short("4096") + _short("4096")
+            collation = b"\x07\x05\x09\x04\xd0\x00\x34\x00"
+            changes = b"".join(struct.pack("<BH", 0xE3, len(body)) + body for body in (collation, size))
+            return changes + struct.pack("<BH", 0xAD, len(ack)) + ack + _done()
+        if kind == _ATTENTION:
+            self.cancelled += 1
+            return struct.pack("<BHHQ", 0xFD, 0x20, 0, 0)
+        if kind == _TRANSACTION:
+            return self._transact(body)
+        self.sent += body
+        if kind == _RPC:
+            return self._call(body)
+        text = _text_of(body)
+        self.requests.append(text)
+        result = self._result(text)
+        return result if result in (None, ...) else result + _done()
+
+    def _transact(self, body: bytes) -> bytes:
+        (place,) = struct.unpack_from("<I", body)
+        (request,) = struct.unpack_from("<H", body, place)
+        name, number = {5: ("BEGIN", 8), 7: ("COMMIT", 9), 8: ("ROLLBACK", 10)}[request]
+        self.requests.append(name)
+        there, gone = b"\x08" + b"\x01" * 8, b"\x00"
+        change = bytes([number]) + (there + gone if name == "BEGIN" else gone + there)
+        return struct.pack("<BH", 0xE3, len(change)) + change + _done()
+
+    def _call(self, body: bytes):
+        procedure, handle = _procedure_of(body)
+        if procedure == _UNPREPARE:
+            self.released += 1
+            return _called(b"", handle)
+        if procedure == _EXECUTE:
+            text = self._prepared[handle - 1]
+        else:
+            text = _text_of(body)
+            self._prepared.append(text)
+            handle = len(self._prepared)
+        self.requests.append(text)
+        result = self._result(text)
+        return result if result in (None, ...) else _called(result, handle)
+
+    def _result(self, text: str):
+        if "AS alive" in text:
+            return numbers("alive", 1)
+        if any(known in text for known in ("sp_datatype_info", "SET NOCOUNT")):
+            return b""
+        return self.answer(text)
+
+    def _receive(self, client: socket.socket) -> tuple[int, bytes]:
+        body = b""
+        while True:
+            kind, status, length = struct.unpack(">BBH", _exactly(client, 4))
+            _exactly(client, 4)
+            body += _exactly(client, length - 8)
+            if status & _LAST:
+                return kind, body
+
+    def _send(self, client: socket.socket, tokens: bytes) -> None:
+        client.sendall(struct.pack(">BBHHBB", 0x04, _LAST, len(tokens) + 8, 0, 1, 0) + tokens)
+
+
+def _exactly(client: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        more = client.recv(size - len(data))
+        if not more:
+            raise EOFError
+        data += more
+    return data
+
+
+def _login_of(body: bytes) -> dict[str, str]:
+    fields = {}
+    for number, name in enumerate(("host", "user", "password", "application", "server")):
+        offset, length = struct.unpack_from("<HH", body, 36 + 4 * number)
+        raw = body[offset : offset + 2 * length]
+        if name == "password":  # hidden, not encrypted: halves of each byte swapped, and bits flipped
+            raw = bytes(((byte ^ 0xA5) >> 4) | (((byte ^ 0xA5) << 4) & 0xF0) for byte in raw)
+        fields[name] = raw.decode("utf-16-le")
+    offset, length = struct.unpack_from("<HH", body, 68)
+    fields["database"] = body[offset : offset + 2 * length].decode("utf-16-le")
+    return fields
+
+
+def _procedure_of(body: bytes) -> tuple[int, int]:
+    (place,) = struct.unpack_from("<I", body)
+    name_length, procedure = struct.unpack_from("<HH", body, place)
+    if name_length != 0xFFFF:
+        return 0, 0
+    # the flags, and the first parameter without a name: a 32-bit number, the handle
+    given = body[place + 10] if procedure in (_EXECUTE, _UNPREPARE) else 0
+    return procedure, struct.unpack_from("<i", body, place + 11)[0] if given else 0
+
+
+def _text_of(body: bytes) -> str:
+    # Texts begin at even and at odd places between binary fields, so both are read.
+    return body.decode("utf-16-le", "ignore") + body[1:].decode("utf-16-le", "ignore")
+
+
+def _microsofts_driver() -> str | None:
+    package = pytest.importorskip(
+        "mssql_python_odbc", reason="the distribution mssql-python-odbc is for Linux on x86-64"
+    )
+    for flavour in ("debian_ubuntu", "rhel"):
+        folder = Path(package.__file__).parent / "libs" / "linux" / flavour / "x86_64" / "lib"
+        for library in sorted(folder.glob("libmsodbcsql*")):
+            return str(library)
+    return None
+
+
+@pytest.fixture
+def pyodbc():
+    """The module pyodbc."""
+    return pytest.importorskip("pyodbc", reason="pyodbc needs unixODBC (Debian: unixodbc)", exc_type=ImportError)
+
+
+@pytest.fixture(params=["microsoft", "freetds"])
+def driver(request, pyodbc) -> str:
+    """Each of the two ODBC drivers for SQL Server, as its name or the path of its library."""
+    if request.param == "microsoft":
+        found = _microsofts_driver()
+    else:
+        found = next((name for name in pyodbc.drivers() if name == "FreeTDS"), None)
+    if found is None:
+        pytest.skip(f"the ODBC driver of {request.param} is not on this machine (Debian has FreeTDS in tdsodbc)")
+    return found
+
+
+@pytest.fixture
+def sqlite_driver(pyodbc) -> str:
+    """SQLite's ODBC driver: another data source for the threads and their connections."""
+    if "SQLite3" not in pyodbc.drivers():
+        pytest.skip("SQLite's ODBC driver is not on this machine (Debian has it in libsqliteodbc)")
+    return "SQLite3"
+
+
+@pytest.fixture
+def url_of(driver):
+    """The URL of a port of this machine for a driver; encryption is off where that is not the default."""
+
+    def make(port: int, *, user: str = "sa", password: str = "secret", database: str = "", **options: str) -> str:
+        options = {"driver": driver, "encrypt": "no", **options}
+        query = "&".join(f"{name}={quote(str(value), safe='')}" for name, value in options.items())
+        return f"mssql://{quote(user, safe='')}:{quote(password, safe='')}@127.0.0.1:{port}/{database}?{query}"
+
+    return make
+
+
+@pytest.fixture
+def endpoint():
+    """Makes endpoints, and closes them in the end."""
+    opened: list[Endpoint] = []
+
+    def make(*args, **options) -> Endpoint:
+        opened.append(Endpoint(*args, **options))
+        return opened[-1]
+
+    make.error, make.counted, make.numbers = error, counted, numbers
+    yield make
+    for one in opened:
+        one.close()
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port on which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return taken.getsockname()[1]

@@ -1,0 +1,226 @@
+"""Stores in the caller's transaction, and stores on the caller's own connections."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from saga_bus.store import (
+    DuplicateSagaError,
+    InvalidSagaError,
+    SagaState,
+    SagaStoreError,
+    StoreUnavailableError,
+    UnsupportedOperationError,
+)
+from saga_bus.store_sqlserver import SqlServerSagaStore, create_schema
+from saga_bus.store_sqlserver._engines import BoundEngine
+from saga_bus.store_sqlserver._location import parse_location
+from saga_bus.store_sqlserver._operations import Operations
+from saga_bus.store_sqlserver._schema import Place
+from saga_bus.store_sqlserver._values import Statement
+
+pyodbc = pytest.importorskip("pyodbc", reason="pyodbc needs unixODBC (Debian: unixodbc)", exc_type=ImportError)
+
+ENDLESS = Statement("WITH RECURSIVE f(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM f) SELECT count(*) FROM f", ())
+PLACE = Place("saga_instances", "dbo")
+
+
+@pytest.fixture
+def caller(endpoint, url_of):
+    """Makes an endpoint and a caller's connection to it."""
+    opened = []
+
+    def make(answer, *, autocommit=True):
+        server = endpoint(answer)
+        connection = pyodbc.connect(parse_location(url_of(server.port)).connection_string(), autocommit=True)
+        opened.append(connection)
+        server.requests.clear()
+        if not autocommit:
+            raise AssertionError("the endpoint knows no transactions")
+        return server, connection
+
+    yield make
+    for connection in opened:
+        connection.close()
+
+
+def parent():
+    return SqlServerSagaStore("mssql://db/shop?driver=x")
+
+
+def test_bind_wants_a_pyodbc_connection():
+    with pytest.raises(InvalidSagaError, match="pyodbc connection, not str"):
+        parent().bind("connection")
+
+
+def test_a_connection_without_a_transaction_is_refused(caller, endpoint):
+    _, connection = caller(lambda sql: endpoint.numbers("transactions", 0))
+
+    async def use():
+        bound = parent().bind(connection)
+        with pytest.raises(UnsupportedOperationError, match="autocommit = False"):
+            await bound.insert("OrderSaga", "order-1", SagaState())
+
+    asyncio.run(use())
+
+
+def test_a_bound_store_never_commits(caller, endpoint):
+    def answer(sql):
+        return endpoint.numbers("transactions", 1) if "@@TRANCOUNT" in sql else endpoint.counted(1)
+
+    server, connection = caller(answer)
+
+    async def use():
+        async with parent().bind(connection) as bound:
+            await bound.insert("OrderSaga", "order-1", SagaState())
+            await bound.delete("OrderSaga", "1")
+
+    asyncio.run(use())
+    assert connection.autocommit
+    written = " ".join(server.requests)
+    assert "INSERT INTO" in written
+    assert "DELETE FROM" in written
+    assert not any(word in written for word in ("COMMIT", "ROLLBACK", "BEGIN TRAN"))
+    connection.execute("SELECT 1 AS alive").fetchall()  # and the caller's connection stays open
+
+
+def test_a_duplicate_leaves_the_connection_of_use(caller, endpoint):
+    def answer(sql):
+        if "@@TRANCOUNT" in sql:
+            return endpoint.numbers("transactions", 1)
+        if "AS taken" in sql:
+            return endpoint.numbers("taken", 2)
+        return endpoint.error(2627, "Duplicate.") if "INSERT INTO" in sql else endpoint.counted(1)
+
+    server, connection = caller(answer)
+
+    async def use():
+        async with parent().bind(connection) as bound:
+            with pytest.raises(DuplicateSagaError):
+                await bound.insert("OrderSaga", "order-1", SagaState())
+            await bound.delete("OrderSaga", "1")
+
+    asyncio.run(use())
+    assert "DELETE FROM" in server.requests[-1]
+
+
+def test_a_lost_connection_is_the_callers_to_replace(caller, endpoint):
+    server, connection = caller(lambda sql: endpoint.numbers("transactions", 1))
+
+    async def use():
+        bound = parent().bind(connection)
+        await bound.__aenter__()
+        server.cut()
+        for _ in range(2):
+            with pytest.raises(StoreUnavailableError):
+                await bound.get_by_id("OrderSaga", "1")
+
+    asyncio.run(use())
+
+
+class SqliteTransaction(BoundEngine):
+    """A bound engine on SQLite, which has no @@TRANCOUNT."""
+
+    def __init__(self, connection):
+        super().__init__(connection, PLACE, Operations(PLACE))
+
+
+@pytest.fixture
+def sqlite(sqlite_driver, tmp_path):
+    connection = pyodbc.connect(f"Driver={sqlite_driver};Database={tmp_path / 'bound.db'}", autocommit=False)
+    connection.execute("CREATE TABLE numbers (n INTEGER PRIMARY KEY)")
+    connection.commit()
+    yield connection
+    connection.close()
+
+
+def test_a_cancelled_caller_gets_the_connection_back_quiet(sqlite):
+    engine = SqliteTransaction(sqlite)
+
+    async def use():
+        sqlite.execute("INSERT INTO numbers VALUES (1)")
+        running = asyncio.ensure_future(engine.read(lambda session: session.read(ENDLESS)))
+        deadline = time.monotonic() + 10
+        while engine._session is None or engine._session._running is None:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.05)  # a cancellation that comes before the statement would have nothing to stop
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert engine._session._running is None
+        sqlite.execute("INSERT INTO numbers VALUES (2)")
+        assert [n for (n,) in sqlite.execute("SELECT n FROM numbers ORDER BY n").fetchall()] == [1, 2]
+        sqlite.rollback()
+        assert sqlite.execute("SELECT n FROM numbers").fetchall() == []
+
+    asyncio.run(use())
+
+
+def test_stores_on_one_connection_take_turns(sqlite):
+    engines = [SqliteTransaction(sqlite) for _ in range(3)]
+    inside, most = [], []
+
+    def work(session):
+        inside.append(session)
+        most.append(len(inside))
+        time.sleep(0.002)
+        inside.remove(session)
+
+    async def use():
+        await asyncio.gather(*(engine.read(work) for engine in engines for _ in range(5)))
+
+    asyncio.run(use())
+    assert max(most) == 1
+
+
+def test_work_that_waits_for_its_turn_is_dropped_with_its_caller(sqlite):
+    first, second = SqliteTransaction(sqlite), SqliteTransaction(sqlite)
+    gate, ran = threading.Event(), []
+
+    async def use():
+        holding = asyncio.ensure_future(first.read(lambda session: gate.wait(10)))
+        await asyncio.sleep(0.02)
+        waiting = asyncio.ensure_future(second.write(lambda session: ran.append(1)))
+        await asyncio.sleep(0.02)
+        waiting.cancel()
+        asyncio.get_running_loop().call_later(0.02, gate.set)
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert await holding
+
+    asyncio.run(use())
+    assert ran == []
+
+
+def test_the_callers_own_function_opens_the_connections(endpoint, url_of):
+    server, made = endpoint(lambda sql: endpoint.numbers("state")), []
+
+    def connect():
+        made.append(pyodbc.connect(parse_location(url_of(server.port)).connection_string(), autocommit=False))
+        return made[-1]
+
+    async def use():
+        async with SqlServerSagaStore(connect=connect) as store:
+            assert await store.get_by_id("OrderSaga", "1") is None
+            assert made[0].autocommit
+            assert made[0].timeout == 30
+
+    asyncio.run(use())
+    with pytest.raises(pyodbc.ProgrammingError):
+        made[0].execute("SELECT 1")
+
+
+def test_what_the_callers_function_gives_is_checked():
+    async def use(connect):
+        async with SqlServerSagaStore(connect=connect):
+            pass
+
+    with pytest.raises(SagaStoreError, match="must give a pyodbc connection, not int"):
+        asyncio.run(use(lambda: 5))
+    with pytest.raises(SagaStoreError, match="driver"):
+        asyncio.run(use(lambda: pyodbc.connect("Driver=no such driver")))
+    with pytest.raises(SagaStoreError, match="driver"):
+        asyncio.run(create_schema(lambda: pyodbc.connect("Driver=no such driver")))

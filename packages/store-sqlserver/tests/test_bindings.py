@@ -1,0 +1,131 @@
+"""What goes over the wire: one request for each operation, every parameter with its column's own type."""
+
+import asyncio
+import re
+from datetime import UTC, datetime
+
+import msgspec
+import pytest
+
+from saga_bus.store import SagaFilter, SagaMetadata, SagaState
+from saga_bus.store_sqlserver import SqlServerSagaStore
+from saga_bus.store_sqlserver._odbc import is_freetds
+
+CREATED = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+KEYS = ["nvarchar(257)", "nvarchar(257)"]
+
+
+class NoteState(SagaState, kw_only=True):
+    note: str = ""
+
+
+@pytest.fixture
+def sent(endpoint, url_of):
+    """Runs an act against an endpoint that lets every write succeed, and gives the endpoint."""
+
+    def run(act):
+        def answer(sql):
+            if "COUNT_BIG" in sql:
+                return endpoint.numbers("n", 0)
+            return endpoint.numbers("state") if "SELECT" in sql else endpoint.counted(1)
+
+        server = endpoint(answer)
+
+        async def use():
+            async with SqlServerSagaStore(url_of(server.port), state_types={"OrderSaga": NoteState}) as store:
+                server.requests.clear()
+                await act(store)
+
+        asyncio.run(use())
+        return server
+
+    return run
+
+
+def types(request):
+    found = dict(
+        re.findall(
+            r"@P(\d+) ((?:nvarchar|varchar|bigint|int|bit|ntext|datetime2)\b(?:\(\w+\))?)", request, re.IGNORECASE
+        )
+    )
+    return [found[number].lower() for number in sorted(found, key=int)]
+
+
+def state(**metadata):
+    return NoteState(metadata=SagaMetadata(saga_id="1", version=0, created_at=CREATED, updated_at=CREATED, **metadata))
+
+
+def test_an_insert_is_one_request_with_the_types_of_its_columns(sent):
+    server = sent(lambda store: store.insert("OrderSaga", "order-1", state()))
+    (request,) = server.requests
+    moments = ["nvarchar(27)", "nvarchar(27)"]
+    assert types(request) == [*KEYS, "nvarchar(513)", "bigint", "bit", *moments, "bit", "nvarchar(max)"]
+    assert "2026-01-02T03:04:05.678901".encode("utf-16-le") in server.sent
+
+
+def test_an_insert_with_every_moment(sent):
+    server = sent(lambda store: store.insert("OrderSaga", "c", state(archived_at=CREATED, timeout_expires_at=CREATED)))
+    (request,) = server.requests
+    assert types(request)[-3:] == ["nvarchar(max)", "nvarchar(27)", "nvarchar(27)"]
+
+
+def test_an_update_is_one_request_with_the_types_of_its_columns(sent):
+    def act(store):
+        changed = state()
+        changed.metadata = msgspec.structs.replace(changed.metadata, version=1)
+        return store.update("OrderSaga", changed, 0)
+
+    (request,) = sent(act).requests
+    assert types(request) == [
+        *("bigint", "bit", "nvarchar(27)", "bit", "nvarchar(max)"),
+        *(*KEYS, "bigint", "nvarchar(27)"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("act", "expected"),
+    [
+        (lambda store: store.get_by_id("OrderSaga", "1"), KEYS),
+        (lambda store: store.get_by_correlation_id("OrderSaga", "1"), ["nvarchar(257)", "nvarchar(513)"]),
+        (lambda store: store.delete("OrderSaga", "1"), KEYS),
+        (lambda store: store.delete("OrderSaga", "1", 7), [*KEYS, "bigint"]),
+        (
+            lambda store: store.count(SagaFilter(saga_name="OrderSaga", created_after=CREATED)),
+            [KEYS[0], "nvarchar(27)"],
+        ),
+    ],
+)
+def test_the_other_operations_are_one_request_each(sent, act, expected):
+    (request,) = sent(act).requests
+    assert types(request) == expected
+
+
+@pytest.mark.parametrize("note", ["x" * 3_000, "x" * 5_000, "😀" * 5_000, "y" * 1_000_000], ids=len)
+def test_a_long_state_arrives_whole(sent, note):
+    server = sent(lambda store: store.insert("OrderSaga", "order-1", NoteState(note=note)))
+    assert note.encode("utf-16-le") in server.sent
+    assert types(server.requests[0])[8] == "nvarchar(max)"
+
+
+def test_a_statement_that_is_used_again_is_released_in_the_same_request(endpoint, url_of, driver):
+    """Microsoft's driver needs one request for an operation; FreeTDS sends a second one, which releases the last."""
+    server = endpoint(lambda sql: endpoint.counted(1))
+
+    async def use():
+        async with SqlServerSagaStore(url_of(server.port)) as store:
+            for _ in range(5):
+                await store.delete("OrderSaga", "1")
+            return server.released
+
+    assert asyncio.run(use()) == (4 if is_freetds(driver) else 0)
+
+
+def test_reads_that_meet_go_together(sent):
+    async def act(store):
+        await asyncio.gather(*(store.get_by_id("OrderSaga", str(number)) for number in range(9)))
+
+    requests = sent(act).requests
+    grouped = [request for request in requests if "READPAST" in request]
+    # One went alone, eight together; what was not found is read again alone, since it may only have been locked.
+    assert [request.count("READPAST") // request.count("SELECT 0 AS number") for request in grouped] == [8]
+    assert len([request for request in requests if "SELECT state" in request]) == 1 + 8

@@ -1,0 +1,91 @@
+"""The whole conformance kit, in every variant, where a SQL Server can be had (SAGA_TEST_SQLSERVER_URL names one)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+
+import pytest
+
+from saga_bus.store.conformance import SagaStoreConformance
+from saga_bus.store_sqlserver import SqlServerSagaStore
+from saga_bus.store_sqlserver._location import parse_location
+
+pyodbc = pytest.importorskip("pyodbc", reason="pyodbc needs unixODBC (Debian: unixodbc)", exc_type=ImportError)
+
+
+def connected(url, *, autocommit: bool = True, isolation: str = "READ COMMITTED"):
+    connection = pyodbc.connect(parse_location(url).connection_string(), autocommit=True, timeout=10)
+    connection.execute(f"SET TRANSACTION ISOLATION LEVEL {isolation}")
+    connection.autocommit = autocommit
+    return connection
+
+
+class ServerTransaction:
+    def __init__(self, url, connection) -> None:
+        self.url = url
+        self.connection = connection
+
+    async def commit(self) -> None:
+        await asyncio.to_thread(self.connection.commit)
+
+    async def rollback(self) -> None:
+        await asyncio.to_thread(self.connection.rollback)
+
+    async def put_row(self, key: str) -> None:
+        await asyncio.to_thread(self.connection.execute, "INSERT INTO saga_bus_test_business VALUES (?)", key)
+
+    async def has_row(self, key: str) -> bool:
+        with closing(connected(self.url)) as other:
+            sql = "SELECT COUNT(*) FROM saga_bus_test_business WHERE name = ?"
+            return bool(other.execute(sql, key).fetchval())
+
+
+class ServerConformance(SagaStoreConformance):
+    isolation = "READ COMMITTED"
+
+    @pytest.fixture(autouse=True)
+    def on_server(self, databases):
+        self.url = databases.url("sqlserver")
+
+    def open_store(self, namespace):
+        return SqlServerSagaStore(self.url, table=namespace, pool_size=4)
+
+    @asynccontextmanager
+    async def open_transaction(self, namespace) -> AsyncIterator[ServerTransaction]:
+        with closing(connected(self.url)) as first:
+            first.execute(
+                "IF OBJECT_ID(N'saga_bus_test_business', N'U') IS NULL "
+                "CREATE TABLE saga_bus_test_business (name NVARCHAR(200) NOT NULL PRIMARY KEY)"
+            )
+        with closing(connected(self.url, autocommit=False, isolation=self.isolation)) as connection:
+            yield ServerTransaction(self.url, connection)
+            connection.rollback()
+
+
+class TestDefault(ServerConformance):
+    pass
+
+
+class TestStrictest(ServerConformance):
+    """Every connection is SERIALIZABLE, the store's own and the caller's."""
+
+    isolation = "SERIALIZABLE"
+
+    def open_store(self, namespace):
+        return SqlServerSagaStore(
+            connect=lambda: connected(self.url, isolation="SERIALIZABLE"), table=namespace, pool_size=4
+        )
+
+
+class TestCustomSchema(ServerConformance):
+    def open_store(self, namespace):
+        return SqlServerSagaStore(self.url, table=f"Sagas of [{namespace}]", schema="saga bus 'tests'", pool_size=4)
+
+
+class TestOneConnection(ServerConformance):
+    """With a pool of one, whatever waits for a connection that it holds itself would hang."""
+
+    def open_store(self, namespace):
+        return SqlServerSagaStore(self.url, table=namespace, pool_size=1)

@@ -1,0 +1,105 @@
+"""A SQL Server: the one that a URL names, or a container where Docker answers; none can be started without."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+from urllib.parse import quote
+
+from providers.errors import UnavailableError
+from saga_bus.store import SagaStoreError
+from saga_bus.store_sqlserver._location import parse_location
+from saga_bus.store_sqlserver._odbc import load, newest_driver
+
+__all__ = ["connected", "microsofts_driver", "serve_sqlserver"]
+
+_IMAGE = "mcr.microsoft.com/mssql/server:2022-latest"
+_DATABASE = "saga_bus_tests"
+_PATIENCE = 120.0  # seconds
+
+
+def microsofts_driver() -> str | None:
+    """The library of Microsoft's ODBC driver from the distribution mssql-python-odbc, if that is installed."""
+    try:
+        import mssql_python_odbc  # type: ignore[import-untyped,import-not-found,unused-ignore]  # noqa: PLC0415
+    except ImportError:
+        return None
+    package: str = mssql_python_odbc.__file__
+    libraries = sorted((Path(package).parent / "libs").glob("linux/*/x86_64/lib/libmsodbcsql*"))
+    return str(libraries[0]) if libraries else None
+
+
+def connected(url: str, **options: Any) -> contextlib.closing[Any]:
+    """A pyodbc connection with autocommit, closed at the end of the block.
+
+    Args:
+        url: The server.
+        **options: Further arguments of pyodbc's ``connect``.
+    """
+    text = parse_location(url).connection_string()
+    return contextlib.closing(load().connect(text, autocommit=True, timeout=10, **options))
+
+
+@contextmanager
+def serve_sqlserver() -> Iterator[str]:
+    """Have a server up for a while; yields the URL of an administrator.
+
+    Raises:
+        UnavailableError: None can be had.
+    """
+    if not _docker_answers():
+        raise UnavailableError(
+            "no SQL Server can be had here: Docker does not answer, and SAGA_TEST_SQLSERVER_URL names none "
+            "(mssql://user:password@host:port/database)"
+        )
+    try:
+        driver = microsofts_driver() or newest_driver()
+    except SagaStoreError as error:
+        raise UnavailableError(str(error)) from error
+    password = f"Aa1-{token_hex(12)}"
+    options = ["--publish=127.0.0.1::1433", "--env=ACCEPT_EULA=Y", f"--env=MSSQL_SA_PASSWORD={password}"]
+    started = _docker("run", "--detach", "--rm", *options, _IMAGE)
+    if started.returncode != 0:
+        raise UnavailableError(f"docker cannot run {_IMAGE}: {started.stderr.strip()}")
+    container = started.stdout.strip()
+    try:
+        port = int(_docker("port", container, "1433").stdout.split()[0].rpartition(":")[2])
+        query = f"driver={quote(driver, safe='')}&encrypt=yes&trust_server_certificate=yes"
+        _create_database(f"mssql://sa:{password}@127.0.0.1:{port}/master?{query}")
+        yield f"mssql://sa:{password}@127.0.0.1:{port}/{_DATABASE}?{query}"
+    finally:
+        _docker("kill", container)
+
+
+def _create_database(url: str) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            with connected(url) as connection:
+                connection.execute(f"CREATE DATABASE {_DATABASE}")
+        except load().Error as error:
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"the server did not come up: {error}") from error
+            time.sleep(1)
+        else:
+            return
+
+
+def _docker_answers() -> bool:
+    if shutil.which("docker") is None:
+        return False
+    try:
+        return _docker("info", timeout=10).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def _docker(*arguments: str, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=timeout, check=False)
