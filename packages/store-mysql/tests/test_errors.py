@@ -269,15 +269,20 @@ def test_no_server_and_no_database(run, place):
 
 
 def test_a_server_that_does_not_answer_is_given_up(run, place):
-    async def say_nothing(reader, writer):
-        await reader.read()
-        writer.close()
-
     async def test():
+        given_up = asyncio.Event()
+
+        async def say_nothing(reader, writer):
+            await reader.read()
+            writer.close()
+            await writer.wait_closed()
+            given_up.set()
+
         async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as silent:
             port = silent.sockets[0].getsockname()[1]
             with pytest.raises(StoreUnavailableError):
                 await place.store(url=f"mysql://root@127.0.0.1:{port}/x", connect_timeout=0.2).ping()
+            await given_up.wait()
 
     run(test())
 

@@ -100,7 +100,7 @@ def _page_part(place: Place, query: SagaQuery, where: SagaFilter, index: Index, 
     conditions = _conditions(where, quote)
     if index is DUE or index is COMPLETED:
         conditions.append(column.encode() + b" IS NOT NULL")
-    keys = tuple(key for key in (column, "saga_name", "saga_id") if key not in index.fixed)
+    keys = (column, "saga_id") if where.saga_name is not None else (column, "saga_name", "saga_id")
     if query.after is not None:
         values = {"saga_name": quote(query.after.saga_name.encode()), "saga_id": quote(query.after.saga_id.encode())}
         values[column] = b"TIMESTAMPADD(MICROSECOND, %d, TIMESTAMP'1970-01-01 00:00:00.000000')" % query.after.moment
@@ -111,7 +111,7 @@ def _page_part(place: Place, query: SagaQuery, where: SagaFilter, index: Index, 
         b"table": place.quoted.encode(),
         b"index": index.name.encode(),
         b"conditions": b" AND ".join(conditions) or b"TRUE",
-        # Without the leading columns, though they have one value each: MariaDB would sort all the rows by itself.
+        # Without columns that have one value only: with them MariaDB would sort all the rows by itself.
         b"order": ", ".join(f"{key} {direction}" for key in keys).encode(),
         b"limit": query.limit,
     }
