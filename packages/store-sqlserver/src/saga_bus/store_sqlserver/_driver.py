@@ -18,6 +18,7 @@ __all__ = ["ConnectionPool"]
 ResultT = TypeVar("ResultT")
 Work = Callable[[Session], Any]
 
+_TRIES = 3
 _TRUSTED_FOR = 30.0  # seconds that a connection may rest before it is asked whether it still answers
 
 
@@ -48,9 +49,11 @@ class ConnectionPool:
     async def run(self, work: Callable[[Session], ResultT], *, repeatable: bool = False) -> ResultT:
         """Run work in a thread and wait for its result.
 
+        Work that the server undid to end a deadlock is done again, twice at the most.
+
         Args:
             work: Called with the thread's session.
-            repeatable: Whether the work only reads, so that it is done again, once, where a connection that was
+            repeatable: Whether the work only reads, so that it is done again where a connection that was
                 used before turns out to be lost.
 
         Raises:
@@ -142,20 +145,19 @@ class _Place:
         self._session: Session | None = None
 
     def do(self, job: _Job) -> Any:
-        """Do a job."""
-        session, is_fresh = self._usable()
-        try:
-            return job.work(session)
-        except StoreUnavailableError:
-            if not (job.repeatable and session.is_cut and not is_fresh):
-                raise
-        finally:
-            self._leave(session)
-        session, _ = self._usable()
-        try:
-            return job.work(session)
-        finally:
-            self._leave(session)
+        """Do a job; again where a deadlock undid it, or where it only reads and its connection was lost."""
+        for tries_left in reversed(range(_TRIES)):
+            session, is_fresh = self._usable()
+            try:
+                return job.work(session)
+            except StoreUnavailableError:
+                was_stale = job.repeatable and session.is_cut and not is_fresh
+                if not tries_left or not (was_stale or session.was_victim):
+                    raise
+            finally:
+                session.was_victim = False
+                self._leave(session)
+        raise AssertionError("the last try returns or raises")
 
     def close(self) -> None:
         """Close the session."""

@@ -18,6 +18,7 @@ from saga_bus.store_sqlserver._odbc import load
 __all__ = [
     "error_numbers",
     "is_check_violation",
+    "is_deadlock",
     "is_duplicate",
     "lost_connection",
     "odbc_errors",
@@ -29,6 +30,7 @@ __all__ = [
 
 _DUPLICATES = frozenset({2601, 2627})
 _CHECK_VIOLATION = 547
+_DEADLOCK = 1205
 
 _Meaning = tuple[type[SagaStoreError], str]
 
@@ -174,6 +176,15 @@ def timed_out(error: BaseException) -> bool:
         error: The driver's error.
     """
     return _sqlstate(error) in _GIVEN_UP_STATES
+
+
+def is_deadlock(error: BaseException) -> bool:
+    """Whether the server rolled everything back to end a deadlock.
+
+    Args:
+        error: The driver's error.
+    """
+    return _DEADLOCK in error_numbers(error)
 
 
 def lost_connection(error: BaseException) -> bool:

@@ -81,15 +81,15 @@ class Operations:
 
     def update(self, row: SagaRow, expected_version: int, session: Session) -> None:
         """Write the next version of a saga or raise `version_conflict(...)`."""
-        if self._write_update(row, expected_version, session, created=False):
-            return
-        actual_version = self._version(row.saga_name, row.saga_id, session)
-        # The same version: created_at was changed, or the row was replaced between the two statements.
-        if actual_version == expected_version and self._write_update(row, expected_version, session, created=True):
-            return
-        raise version_conflict(
-            row.saga_name, row.saga_id, expected_version=expected_version, actual_version=actual_version
-        )
+        created = False
+        while not self._write_update(row, expected_version, session, created=created):
+            actual_version = self._version(row.saga_name, row.saga_id, session)
+            if actual_version != expected_version:
+                raise version_conflict(
+                    row.saga_name, row.saga_id, expected_version=expected_version, actual_version=actual_version
+                )
+            # created_at was changed, or the saga came to this version between the two statements.
+            created = True
 
     def delete(self, saga_name: str, saga_id: str, expected_version: int | None, session: Session) -> None:
         """Delete a saga, or raise `version_conflict(...)` where another version was expected."""
@@ -97,13 +97,12 @@ class Operations:
         if expected_version is None:
             session.write(self._sql.delete, keys)
             return
-        if not session.write(self._sql.delete_version, (*keys, expected_version)):
-            raise version_conflict(
-                saga_name,
-                saga_id,
-                expected_version=expected_version,
-                actual_version=self._version(saga_name, saga_id, session),
-            )
+        while not session.write(self._sql.delete_version, (*keys, expected_version)):
+            actual_version = self._version(saga_name, saga_id, session)
+            if actual_version != expected_version:  # else the saga came to this version between the two statements
+                raise version_conflict(
+                    saga_name, saga_id, expected_version=expected_version, actual_version=actual_version
+                )
 
     def get_by_id(self, saga_name: str, saga_id: str, session: Session) -> bytes | None:
         """Fetch a document by its saga's id."""

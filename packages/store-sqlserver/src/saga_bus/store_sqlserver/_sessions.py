@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from saga_bus.store import OutcomeUnknownError, SagaStoreError
-from saga_bus.store_sqlserver._errors import lost_connection, timed_out, translated, writing
+from saga_bus.store_sqlserver._errors import is_deadlock, lost_connection, timed_out, translated, writing
 from saga_bus.store_sqlserver._odbc import is_freetds, load
 from saga_bus.store_sqlserver._values import FREETDS_TEXT, TEXT, Binding, Statement
 
@@ -32,6 +32,7 @@ class Session:
     Attributes:
         is_lost: The connection failed or is in doubt, so it is of no more use.
         is_cut: It is lost because the server or the network ended it.
+        was_victim: The last error was a deadlock, which the server ended by rolling this session's work back.
         used_at: When a statement last succeeded, as `time.monotonic` counts.
     """
 
@@ -39,6 +40,7 @@ class Session:
         self.connection = connection
         self.is_lost = False
         self.is_cut = False
+        self.was_victim = False
         self.used_at = time.monotonic()
         self._cursors: OrderedDict[str, tuple[Any, str]] = OrderedDict()
         self._running: Any = None
@@ -191,6 +193,7 @@ class Session:
             yield
         except load().Error as error:
             ours = meaning(error)
+            self.was_victim = is_deadlock(error)
             self.is_cut = self.is_cut or lost_connection(error)
             # After a timeout the driver may not have read the server's last word: such a connection could answer
             # the next statement with this one's result.
