@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import copy
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -159,14 +157,10 @@ class MySqlSagaStore(BaseSagaStore[StateT]):
             raise InvalidSagaError(f"bind takes an aiomysql.Connection, not {type(connection).__name__}")
         limit = self.capabilities.max_state_bytes
         max_packet = None if limit is None else limit + _ROOM
-        bound = copy.copy(self)  # the same codec, types and table, whatever class this is
-        bound.__dict__.update(
+        return self._copy_with(
             _engine=BoundEngine(connection, self._place, self._settings.command_timeout, max_packet),
             _where="the caller's transaction",
-            _opening=asyncio.Lock(),
-            _is_open=False,
         )
-        return bound
 
     # -- primitives --------------------------------------------------------------------------------------
 

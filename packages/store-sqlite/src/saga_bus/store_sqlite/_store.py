@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import copy
 import math
 import os
 import sqlite3
@@ -123,14 +121,10 @@ class SqliteSagaStore(BaseSagaStore[StateT]):
     def _bind(self, connection: Any) -> Self:
         if not isinstance(connection, sqlite3.Connection):
             raise InvalidSagaError(f"bind takes a sqlite3.Connection, not {type(connection).__name__}")
-        bound = copy.copy(self)  # the same codec, types and table, whatever class this is
-        vars(bound).update(
+        return self._copy_with(
             _engine=BoundEngine(connection, self._settings),
             _place="the caller's transaction",
-            _opening=asyncio.Lock(),
-            _is_open=False,
         )
-        return bound
 
     # -- primitives --------------------------------------------------------------------------------------
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
@@ -134,14 +132,10 @@ class SqlServerSagaStore(BaseSagaStore[StateT]):
         await self._engine.close()
 
     def _bind(self, connection: Any) -> Self:
-        bound = copy.copy(self)  # the same codec, types and table, whatever class this is
-        bound.__dict__.update(
+        return self._copy_with(
             _engine=BoundEngine(connection, self._table, self._operations),
             _shown="the caller's transaction",
-            _opening=asyncio.Lock(),
-            _is_open=False,
         )
-        return bound
 
     # -- primitives --------------------------------------------------------------------------------------
 

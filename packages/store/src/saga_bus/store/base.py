@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -328,6 +330,12 @@ class BaseSagaStore(OpensOnce, ABC, Generic[StateT]):
         started = time.perf_counter()
         warnings = await self._ping()
         return Ping(seconds=time.perf_counter() - started, warnings=tuple(warnings))
+
+    def _copy_with(self, **attributes: Any) -> Self:
+        """A store like this one, whatever class it is, with other attributes and a life of its own; for ``_bind``."""
+        other = copy.copy(self)
+        vars(other).update(attributes, _opening=asyncio.Lock(), _is_open=False)
+        return other
 
     # -- the one way a state becomes a row ---------------------------------------------------------------
 
