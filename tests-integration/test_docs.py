@@ -2,6 +2,7 @@
 
 The ``python`` blocks of a page are one program, run in their order. A block whose fence also names a file, as in
 ``python test_my_store.py``, is that file beside the program; pytest runs those whose name begins with ``test_``.
+Blocks marked ``py`` want a server; the tests of their backend run them.
 """
 
 import os
@@ -17,7 +18,7 @@ import pytest
 from tools.workspace import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("packages/*/*.md"), *ROOT.glob("docs/**/*.md")])
-LANGUAGES = {"python", "console", "sql", "toml", "json", "text", "mermaid"}
+LANGUAGES = {"python", "py", "console", "sql", "toml", "json", "text", "mermaid"}
 FENCE = re.compile(r"^(\s*)```(.*)$")
 LINK = re.compile(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]*))?\)")
 
