@@ -24,10 +24,14 @@ def main() -> int:
         0 when both are content, else 1.
     """
     content = True
-    for checker in ("mypy", "pyright"):
+    for checker, options in (("mypy", []), ("pyright", ["--pythonpath", sys.executable])):
         print(f"{checker} {' '.join(targets())}", flush=True)
         done = subprocess.run(
-            [sys.executable, "-m", checker, *targets()], cwd=ROOT, check=False, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", checker, *options, *targets()],
+            cwd=ROOT,
+            check=False,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         print(done.stdout, end="", flush=True)
         # pyright is content with nothing, so a path that it cannot read would go unnoticed.
