@@ -145,19 +145,20 @@ async def connect(address: Address, *, connect_timeout: float, command_timeout: 
         StoreUnavailableError: There was no answer, or the server takes nobody now.
         SagaStoreError: The server refused, or does not encrypt.
     """
-    connection = aiomysql.Connection(
-        host=address.host,
-        port=address.port,
-        user=address.user,
-        password=address.password,
-        db=address.database or None,
-        unix_socket=address.unix_socket,
-        charset="utf8mb4",
-        client_flag=_CLIENT_FOUND_ROWS,  # an update that changes nothing still counts the row that it matched
-        autocommit=None,
-        ssl=address.tls,
-        program_name="saga-bus",
-    )
+    options: dict[str, Any] = {
+        "host": address.host,
+        "port": address.port,
+        "user": address.user,
+        "password": address.password,
+        "db": address.database or None,
+        "unix_socket": address.unix_socket,
+        "charset": "utf8mb4",
+        "client_flag": _CLIENT_FOUND_ROWS,  # an update that changes nothing still counts the row that it matched
+        "autocommit": None,  # it is set below, with the rest
+        "ssl": address.tls,
+        "program_name": "saga-bus",
+    }
+    connection = aiomysql.Connection(**options)
     try:
         async with asyncio.timeout(connect_timeout):
             await _log_in(connection)
@@ -170,7 +171,8 @@ async def connect(address: Address, *, connect_timeout: float, command_timeout: 
     except RuntimeError as error:  # aiomysql's own: a package for the server's way to log in is not installed
         raise SagaStoreError(f"{error}; pip install 'saga-bus-store-mysql[rsa]', or use TLS") from error
     session = Session(connection, command_timeout)
-    if address.tls is not None and connection._writer.get_extra_info("ssl_object") is None:  # noqa: SLF001
+    writer: Any = connection._writer  # noqa: SLF001
+    if address.tls is not None and writer.get_extra_info("ssl_object") is None:
         session.close()  # aiomysql goes on without encryption where the server offers none
         raise SagaStoreError("the server does not offer TLS, which the URL asks for")
     try:
