@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from threading import Lock
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
@@ -134,7 +134,7 @@ _PASSED_OVER = bytes(bytearray(b"passed over"))
 class BoundEngine:
     """The caller's transaction: nothing is ever committed or rolled back here.
 
-    Statements run in a thread, one at a time for each connection. A caller that is cancelled gets the connection
+    Statements run in a thread, one for each connection. A caller that is cancelled gets the connection
     back quiet: its statement is stopped, or has ended.
 
     Args:
@@ -178,28 +178,21 @@ class BoundEngine:
             await self._run(Session.forget_cursors)
 
     async def _run(self, work: Callable[[Session], ResultT]) -> ResultT:
-        is_abandoned = False
-
-        def run_in_thread() -> ResultT | None:
-            with self._given.lock:
-                return None if is_abandoned else work(self._own_session())
-
-        future = asyncio.get_running_loop().run_in_executor(None, run_in_thread)
+        running = self._given.thread.submit(lambda: work(self._own_session()))
+        result = asyncio.wrap_future(running)
         try:
-            result = await asyncio.shield(future)
+            return await asyncio.shield(result)
         except asyncio.CancelledError:
-            is_abandoned = True
-            while not future.done():
+            while not running.cancel() and not result.done():
                 if self._session is not None:
                     self._session.cancel()
                 try:
-                    await asyncio.wait([future])
+                    await asyncio.wait([result])
                 except asyncio.CancelledError:
                     continue
-            if not future.cancelled():
-                future.exception()  # seen: nobody waits for it
+            if not result.cancelled() and result.done():
+                result.exception()  # seen: nobody waits for it
             raise
-        return result  # type: ignore[return-value]  # only an abandoned run gives None instead of the result
 
     def _own_session(self) -> Session:
         if self._session is None:
@@ -220,13 +213,13 @@ class BoundEngine:
 
 
 class _GivenConnection:
-    """A caller's connection, and what keeps the stores that are bound to it from using it at the same time."""
+    """A caller's connection, and the one thread in which all stores that are bound to it use it."""
 
     _known: ClassVar[WeakValueDictionary[int, _GivenConnection]] = WeakValueDictionary()
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
-        self.lock = Lock()
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="saga-bus-sqlserver-bound")  # it ends with this object
 
     @classmethod
     def of(cls, connection: Any) -> _GivenConnection:
