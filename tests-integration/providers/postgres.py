@@ -79,7 +79,7 @@ class PrivatePostgres:
 
     @property
     def hba_file(self) -> Path:
-        """The file that says who may come in; `reload` it after a change."""
+        """The file that says who may come in, read when the server starts."""
         return self._data / "pg_hba.conf"
 
     def start(self) -> None:
@@ -131,11 +131,6 @@ class PrivatePostgres:
         self._process.wait()
         psutil.wait_procs(processes, timeout=10)
         self._process = None
-
-    def reload(self) -> None:
-        """Let the server read its configuration files again."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGHUP)
 
     def remove(self) -> None:
         """Stop the server and remove its folder."""

@@ -10,6 +10,7 @@ import pytest
 
 from saga_bus.store.conformance import SagaStoreConformance
 from saga_bus.store_postgres import PostgresSagaStore
+from saga_bus.store_postgres._transactions import BoundEngine
 
 
 class Transaction:
@@ -35,14 +36,16 @@ class Transaction:
 
 
 @asynccontextmanager
-async def transaction_on(url, **options) -> AsyncIterator[Transaction]:
+async def transaction_on(url, namespace, **options) -> AsyncIterator[Transaction]:
+    table = f"business_{namespace}"
     connection = await asyncpg.connect(url, **options)
     try:
-        await connection.execute("CREATE TABLE IF NOT EXISTS business_rows (key text PRIMARY KEY)")
-        transaction = Transaction(url, connection, "business_rows")
+        await connection.execute(f"CREATE TABLE {table} (key text PRIMARY KEY)")
+        transaction = Transaction(url, connection, table)
         await transaction.transaction.start()
         yield transaction
     finally:
+        await connection.execute(f"ROLLBACK; DROP TABLE {table}")
         await connection.close()
 
 
@@ -55,4 +58,41 @@ class TestUrl(SagaStoreConformance):
         return PostgresSagaStore(self.url, table=namespace)
 
     def open_transaction(self, namespace):
-        return transaction_on(self.url)
+        return transaction_on(self.url, namespace)
+
+
+STRICT = {"default_transaction_isolation": "serializable", "TimeZone": "Asia/Kathmandu", "DateStyle": "SQL, DMY"}
+ODD_SCHEMA = 'Odd "Schäma" {table}'
+
+
+class StoreWithPool(PostgresSagaStore):
+    """Closes its given pool, which the store itself must leave open, and whole."""
+
+    async def close(self):
+        pool, was_open = self.given, not self._is_closed
+        await super().close()
+        if was_open and not isinstance(self._engine, BoundEngine):
+            assert pool.get_size() == pool.get_idle_size(), "a connection was not given back"
+            assert not pool.is_closing()
+            await pool.close()
+
+
+class TestGivenPoolAndEverythingOdd(SagaStoreConformance):
+    """A given pool without prepared statements, serializable by default, odd names, time zone and date style."""
+
+    secrets = ("s3cret-kit-password",)
+
+    @pytest.fixture(autouse=True)
+    def on_database(self, url):
+        self.url = url.replace("postgres@", "postgres:s3cret-kit-password@")
+
+    async def open_store(self, namespace):
+        pool = await asyncpg.create_pool(
+            self.url, min_size=0, max_size=4, statement_cache_size=0, server_settings=STRICT
+        )
+        store = StoreWithPool(pool=pool, table=f'SELECT "%s" {{key}} é {namespace}', schema=ODD_SCHEMA)
+        store.given = pool
+        return store
+
+    def open_transaction(self, namespace):
+        return transaction_on(self.url, namespace, statement_cache_size=0, server_settings=STRICT)

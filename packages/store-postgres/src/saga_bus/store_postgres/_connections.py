@@ -13,7 +13,7 @@ import asyncpg  # type: ignore[import-untyped]
 from saga_bus.store import InvalidSagaError, StoreUnavailableError
 from saga_bus.store_postgres._errors import DRIVER_ERRORS, translated
 
-__all__ = ["Connections", "Lane", "PoolSettings"]
+__all__ = ["Connections", "Lane", "PoolSettings", "is_usable"]
 
 # Each lane keeps a connection, six in all. A smaller pool than this keeps none, so that no operation starves.
 _LEAST_FOR_KEEPING = 8
@@ -34,6 +34,25 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no t
 
     def get_reset_query(self) -> str:
         return ""
+
+
+def is_usable(connection: Any) -> bool:
+    """Whether a connection is open.
+
+    Args:
+        connection: A connection, or what a pool hands out for one; that is taken away from its holder when the
+            connection breaks, and then answers no question any more.
+    """
+    try:
+        return not connection.is_closed()
+    except asyncpg.InterfaceError:
+        return False
+
+
+def _drop_broken(connection: Any, error: BaseException) -> None:
+    # The server's last words on a connection leave asyncpg waiting for more, and every later statement fails.
+    if isinstance(error, asyncpg.InternalClientError) and is_usable(connection):
+        connection.terminate()
 
 
 @dataclass(frozen=True)
@@ -151,6 +170,7 @@ class Connections:
         try:
             yield taken
         except DRIVER_ERRORS as error:
+            _drop_broken(taken, error)
             raise translated(error, writing=writing) from error
         finally:
             await self.give_back(taken)
@@ -193,11 +213,12 @@ class Lane:
 
     async def _fetch(self, statement: str, parameters: Sequence[Any], *, writing: bool) -> list[Any]:
         connection = self._kept
-        if connection is None or connection.is_closed():
+        if connection is None or not is_usable(connection):
             connection = await self._replaced(connection)
         try:
             rows: list[Any] = await connection.fetch(statement, *parameters)
         except DRIVER_ERRORS as error:
+            _drop_broken(connection, error)
             raise translated(error, writing=writing) from error
         finally:
             if self._kept is None:

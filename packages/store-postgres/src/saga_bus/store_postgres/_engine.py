@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Literal
 
 from saga_bus.store import SagaRow
+from saga_bus.store_postgres._alone import retried
 from saga_bus.store_postgres._connections import Connections
 from saga_bus.store_postgres._groups import Groups
 from saga_bus.store_postgres._statements import Statements
@@ -51,6 +52,16 @@ class PoolEngine:
         """Delete a row."""
         await self._groups.delete(saga_name, saga_id, expected_version)
 
+    async def fetch(self, statement: str, *parameters: Any) -> list[Any]:
+        """Run a statement that changes nothing, and return its rows."""
+
+        async def attempt() -> tuple[list[Any]]:
+            async with self._connections.connection(writing=False) as connection:
+                return (await connection.fetch(statement, *parameters),)
+
+        (rows,) = await retried(attempt)
+        return rows
+
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Any]:
         """A connection for statements that change nothing."""
@@ -60,5 +71,9 @@ class PoolEngine:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Any]:
         """A connection inside a transaction, which is committed at the end."""
-        async with self._connections.connection(writing=True) as connection, connection.transaction():
+        # Whatever the default is: what waited for a lock must see what the others did before.
+        async with (
+            self._connections.connection(writing=True) as connection,
+            connection.transaction(isolation="read_committed"),
+        ):
             yield connection

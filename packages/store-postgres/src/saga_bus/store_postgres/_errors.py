@@ -69,7 +69,7 @@ def translated(error: BaseException, *, writing: bool) -> SagaStoreError:
             return OutcomeUnknownError(f"{lost} after the write was sent{detail}")
         return StoreUnavailableError(f"{lost}{detail}")
     if not state:  # asyncpg's own, raised before anything is sent
-        if "another operation" in str(error):
+        if isinstance(error, asyncpg.InterfaceError) and "another operation" in str(error):
             return InvalidSagaError(f"the connection is in use by another task ({error})")
         return StoreUnavailableError(f"the connection cannot be used ({error})")
     for length in (5, 3, 2):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from saga_bus.store import SagaRow, StoreUnavailableError
+from saga_bus.store import SagaRow, SagaStoreError, StoreUnavailableError
 from saga_bus.store_postgres import _alone as alone
 from saga_bus.store_postgres._connections import Connections, Lane
 from saga_bus.store_postgres._dispatch import Activity, Dispatcher
@@ -18,7 +18,7 @@ __all__ = ["Groups"]
 
 ItemT = TypeVar("ItemT")
 Key = Literal["saga_id", "correlation_id"]
-KEYS: tuple[Key, ...] = ("saga_id", "correlation_id")
+_KEYS: tuple[Key, ...] = ("saga_id", "correlation_id")
 # How a write in a group ended: True, an error, or None: it must be done alone, where it may wait.
 WriteOutcome = BaseException | bool | None
 
@@ -126,12 +126,23 @@ class Groups:
     # -- reads ---------------------------------------------------------------------------------------------
 
     async def _read_alone(self, lane: Lane, item: _Read) -> str | None:
-        rows = await lane.read(self._statements.get_one[item.key], item.saga_name, item.value)
-        return rows[0][0] if rows else None
+        return (await self._read(lane, (item,)))[0]
 
     async def _read(self, lane: Lane, items: Sequence[_Read]) -> Sequence[str | None]:
+        try:
+            return await self._read_group(lane, items)
+        except StoreUnavailableError as error:  # serializable transactions can fail by reading, too
+            if sqlstate_of(error) not in ROLLED_BACK:
+                raise
+            return await alone.retried(lambda: self._read_group(lane, items))
+
+    async def _read_group(self, lane: Lane, items: Sequence[_Read]) -> list[str | None]:
+        if len(items) == 1:
+            ((key, saga_name, value),) = items
+            rows = await lane.read(self._statements.get_one[key], saga_name, value)
+            return [rows[0][0] if rows else None]
         documents: list[str | None] = [None] * len(items)
-        for key in KEYS:
+        for key in _KEYS:
             places = [place for place, item in enumerate(items) if item.key == key]
             if places:
                 names, values = [items[place].saga_name for place in places], [items[place].value for place in places]
@@ -149,7 +160,7 @@ class Groups:
             return _all_alone(error, (item,))[0]
 
     async def _update(self, lane: Lane, items: Sequence[_Update]) -> Sequence[WriteOutcome]:
-        return [outcome for part in _parts(items) for outcome in await self._update_part(lane, part)]
+        return await _in_parts(items, lambda part: self._update_part(lane, part))
 
     async def _update_part(self, lane: Lane, items: Sequence[_Update]) -> Sequence[WriteOutcome]:
         try:
@@ -159,9 +170,12 @@ class Groups:
             return _all_alone(error, items)
         updated = {number for (number,) in rows}
         outcomes: list[WriteOutcome] = [number in updated for number in range(1, len(items) + 1)]
-        if len(updated) < len(items):
-            places = [place for place, outcome in enumerate(outcomes) if not outcome]
-            found = await self._versions(lane, [items[place].row for place in places])
+        places = [place for place, outcome in enumerate(outcomes) if not outcome]
+        if places:
+            try:
+                found = await self._versions(lane, [items[place].row for place in places])
+            except SagaStoreError as error:
+                return _with_error(outcomes, places, error)
             for place, version in zip(places, found, strict=True):
                 row, expected = items[place]
                 outcomes[place] = conflict_of_write(row.saga_name, row.saga_id, expected, version)
@@ -183,7 +197,7 @@ class Groups:
             return _all_alone(error, (item,))[0]
 
     async def _insert(self, lane: Lane, items: Sequence[_Insert]) -> Sequence[WriteOutcome]:
-        return [outcome for part in _parts(items) for outcome in await self._insert_part(lane, part)]
+        return await _in_parts(items, lambda part: self._insert_part(lane, part))
 
     async def _insert_part(self, lane: Lane, items: Sequence[_Insert]) -> Sequence[WriteOutcome]:
         try:
@@ -197,7 +211,10 @@ class Groups:
         if places:
             refused = [items[place] for place in places]
             parameters = _columns((row.saga_name, row.saga_id, correlation_id) for row, correlation_id in refused)
-            taken = await lane.read(self._statements.select_taken, *parameters)
+            try:
+                taken = await lane.read(self._statements.select_taken, *parameters)
+            except SagaStoreError as error:
+                return _with_error(outcomes, places, error)
             for place, (id_taken, correlation_taken) in zip(places, taken, strict=True):
                 row, correlation_id = items[place]
                 outcomes[place] = conflict_of_insert(
@@ -214,6 +231,21 @@ def _columns(rows: Iterator[Sequence[Any]] | Any) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
+async def _in_parts(
+    items: Sequence[ItemT], run: Callable[[Sequence[ItemT]], Awaitable[Sequence[WriteOutcome]]]
+) -> list[WriteOutcome]:
+    """Run the parts of a group, of which each is written or not; a bad item spoils none of its neighbours."""
+    outcomes: list[WriteOutcome] = []
+    for part in _parts(items):
+        try:
+            outcomes += await run(part)
+        except StoreUnavailableError as error:
+            outcomes += [error] * len(part)
+        except SagaStoreError as error:
+            outcomes += [error] if len(part) == 1 else [(await _in_parts([item], run))[0] for item in part]
+    return outcomes
+
+
 def _parts(items: Sequence[ItemT]) -> Iterator[Sequence[ItemT]]:
     """Split a group where its documents together are too large for one message."""
     start = size = 0
@@ -224,6 +256,13 @@ def _parts(items: Sequence[ItemT]) -> Iterator[Sequence[ItemT]]:
             start, size = place, 0
         size += length
     yield items[start:]
+
+
+def _with_error(outcomes: list[WriteOutcome], places: Sequence[int], error: SagaStoreError) -> list[WriteOutcome]:
+    """What was written stays written when the question about the others gets no answer."""
+    for place in places:
+        outcomes[place] = error
+    return outcomes
 
 
 def _all_alone(error: StoreUnavailableError, items: Sequence[Any]) -> Sequence[WriteOutcome]:

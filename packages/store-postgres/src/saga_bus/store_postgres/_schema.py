@@ -69,7 +69,8 @@ INDEXES = (
 )
 
 # state is the whole document, of which the columns from version to outbox_pending are an index. Text compares byte
-# by byte (C), whatever the database's collation. The room left in each page (fillfactor) is what HOT updates need.
+# by byte (C), whatever the database's collation. Half of each page is left free
+# (fillfactor): a group may update all sagas of a page at once, and HOT updates write beside the versions before.
 _CREATE_TABLE = """\
 CREATE TABLE {table} (
     saga_name           text        COLLATE "C" NOT NULL,
@@ -88,7 +89,7 @@ CREATE TABLE {table} (
     ended_at            timestamptz GENERATED ALWAYS AS (CASE WHEN is_completed THEN updated_at END) STORED,
     CONSTRAINT {pkey} PRIMARY KEY (saga_name, saga_id),
     CONSTRAINT {correlation_key} UNIQUE (saga_name, correlation_id)
-) WITH (fillfactor = 70)"""
+) WITH (fillfactor = 50)"""
 _CREATE_INDEX = "CREATE INDEX {index} ON {table} ({columns}){rows}"
 _CREATE_VERSION_TABLE = """\
 CREATE TABLE {versions} (

@@ -1,6 +1,7 @@
 """The statements on single sagas, each also for a group of them.
 
-A group is one statement on arrays, one array for each parameter. What stands in braces is filled in once for a table.
+A group is one statement on arrays, one array for each parameter; OFFSET 0 keeps the planner from turning its look-ups
+by key into one walk over the whole table. What stands in braces is filled in once for a table.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ SELECT q.number, s.document
 FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS q(saga_name, key, number)
 CROSS JOIN LATERAL (
     SELECT {document} AS document FROM {table} AS s WHERE s.saga_name = q.saga_name AND s.{key} = q.key
+    OFFSET 0
 ) AS s"""
 
 # A row that another transaction has locked is passed over, not waited for: it must not stall the sagas that come
@@ -67,6 +69,7 @@ SELECT q.number, s.version
 FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS q(saga_name, saga_id, number)
 CROSS JOIN LATERAL (
     SELECT s.version FROM {table} AS s WHERE s.saga_name = q.saga_name AND s.saga_id = q.saga_id
+    OFFSET 0
 ) AS s"""
 
 # Whoever inserts the same key in another open transaction makes an insert wait. A group does not wait for long:

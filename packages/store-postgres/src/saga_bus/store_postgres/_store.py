@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -133,14 +131,10 @@ class PostgresSagaStore(BaseSagaStore[StateT]):
         await self._engine.close()
 
     def _bind(self, connection: Any) -> Self:
-        bound = copy.copy(self)  # the same codec, types and table, whatever class this is
-        bound.__dict__.update(
+        return self._copy_with(
             _engine=BoundEngine(connection, self._statements),
             _place="the caller's transaction",
-            _opening=asyncio.Lock(),
-            _is_open=False,
         )
-        return bound
 
     # -- primitives --------------------------------------------------------------------------------------
 
@@ -161,14 +155,12 @@ class PostgresSagaStore(BaseSagaStore[StateT]):
 
     async def _find(self, query: SagaQuery) -> Sequence[FoundRow]:
         statement, parameters = find_statement(self._quoted, query)
-        async with self._engine.connection() as connection:
-            return found_rows(await connection.fetch(statement, *parameters))
+        return found_rows(await self._engine.fetch(statement, *parameters))
 
     async def _count(self, where: SagaFilter) -> int:
         statement, parameters = count_statement(self._quoted, where)
-        async with self._engine.connection() as connection:
-            number: int = await connection.fetchval(statement, *parameters)
-        return number
+        ((number,),) = await self._engine.fetch(statement, *parameters)
+        return int(number)
 
     async def _purge(self, saga_name: str, before: datetime, batch_size: int) -> int:
         async def batch() -> tuple[int]:

@@ -10,8 +10,9 @@ from typing import Any, Literal
 import asyncpg  # type: ignore[import-untyped]
 from asyncpg.pool import PoolConnectionProxy  # type: ignore[import-untyped]
 
-from saga_bus.store import InvalidSagaError, SagaRow
+from saga_bus.store import InvalidSagaError, SagaRow, StoreUnavailableError
 from saga_bus.store_postgres import _alone as alone
+from saga_bus.store_postgres._connections import is_usable
 from saga_bus.store_postgres._errors import DRIVER_ERRORS, translated
 from saga_bus.store_postgres._statements import Statements
 
@@ -27,6 +28,7 @@ class BoundEngine:
 
     Raises:
         InvalidSagaError: It is none, or no transaction is open.
+        StoreUnavailableError: It is closed.
     """
 
     def __init__(self, connection: Any, statements: Statements) -> None:
@@ -45,14 +47,13 @@ class BoundEngine:
 
     async def get(self, key: Literal["saga_id", "correlation_id"], saga_name: str, value: str) -> bytes | None:
         """Fetch a document, as the transaction sees it."""
-        async with self.connection() as connection:
-            rows = await connection.fetch(self._statements.get_one[key], saga_name, value)
+        rows = await self.fetch(self._statements.get_one[key], saga_name, value)
         return rows[0][0].encode() if rows else None
 
     async def insert(self, row: SagaRow, correlation_id: str) -> None:
         """Insert a row."""
         async with self.transaction() as connection:
-            await alone.retried(lambda: alone.insert(connection.fetch, self._statements, row, correlation_id))
+            await alone.insert(connection.fetch, self._statements, row, correlation_id)
 
     async def update(self, row: SagaRow, expected_version: int) -> None:
         """Update a row."""
@@ -66,12 +67,19 @@ class BoundEngine:
                 lambda: alone.delete(connection.fetch, self._statements, saga_name, saga_id, expected_version)
             )
 
+    async def fetch(self, statement: str, *parameters: Any) -> list[Any]:
+        """Run a statement that changes nothing, and return its rows."""
+        async with self.connection() as connection:
+            rows: list[Any] = await connection.fetch(statement, *parameters)
+        return rows
+
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Any]:
         """The connection, when it is this operation's turn.
 
         Raises:
             InvalidSagaError: The transaction has ended.
+            StoreUnavailableError: The connection is lost.
         """
         async with self._turn:
             self._check_transaction()
@@ -87,5 +95,7 @@ class BoundEngine:
             yield connection
 
     def _check_transaction(self) -> None:
-        if self._connection.is_closed() or not self._connection.is_in_transaction():
+        if not is_usable(self._connection):
+            raise StoreUnavailableError("the connection of the transaction is closed")
+        if not self._connection.is_in_transaction():
             raise InvalidSagaError("the connection has no open transaction: begin one, and bind inside it")
