@@ -10,7 +10,7 @@ from typing import Any
 import asyncpg  # type: ignore[import-untyped]
 
 from saga_bus.store import SagaState
-from saga_bus.store_postgres import PostgresSagaStore
+from saga_bus.store_postgres import PostgresSagaStore, drop_schema
 
 SAGA = "OrderSaga"
 
@@ -31,13 +31,15 @@ def follow(state: OrderState, note: str = "") -> OrderState:
 async def store_on(url: str, **options: Any) -> AsyncIterator[PostgresSagaStore[OrderState]]:
     """A store on a table of its own, which is dropped at the end."""
     table = options.pop("table", None) or new_table()
-    async with PostgresSagaStore(url, table=table, state_types={SAGA: OrderState}, **options) as store:
+    opened: PostgresSagaStore[OrderState] = PostgresSagaStore(
+        url, table=table, state_types={SAGA: OrderState}, **options
+    )
+    async with opened as store:
         await store.create_schema()
         try:
             yield store
         finally:
-            async with PostgresSagaStore(url, table=table, schema=options.get("schema", "public")) as other:
-                await other.drop_schema()
+            await drop_schema(url, table=table, schema=options.get("schema", "public"))
 
 
 @asynccontextmanager

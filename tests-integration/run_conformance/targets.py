@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from run_conformance.mysql import MySqlTarget
+from run_conformance.postgres import PostgresTarget
 from run_conformance.sqlserver import SqlServerTarget
 from saga_bus.store.conformance import Hooks
 from saga_bus.store_inmemory import InMemorySagaStore
@@ -81,6 +82,7 @@ class Target(Protocol):
 TARGETS: Mapping[str, Callable[[str], Target]] = {
     "inmemory": InMemoryTarget,
     "mysql": MySqlTarget,
+    "postgres": PostgresTarget,
     "sqlite": SqliteTarget,
     "sqlserver": SqlServerTarget,
 }
