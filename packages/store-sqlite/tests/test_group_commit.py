@@ -237,7 +237,7 @@ def one_more(counter):
 
 async def work(counters, number):
     for turn in range(25):
-        await counters.mutate(f"counter-{(number + turn) % 4}", one_more)
+        await counters.mutate(f"counter-{(number + turn) % 4}", one_more, attempts=100)
 
 async def run():
     async with SqliteSagaStore(sys.argv[1], busy_timeout=60) as store:

@@ -20,6 +20,7 @@ from saga_bus.store.checks import microseconds
 from saga_bus.store_sqlite._errors import result_code
 from saga_bus.store_sqlite._queries import count_statement, find_statement
 from saga_bus.store_sqlite._rows import rows
+from saga_bus.store_sqlite._schema import hour_of
 from saga_bus.store_sqlite._statements import Statements
 
 __all__ = ["Operations"]
@@ -41,6 +42,7 @@ class Operations:
 
     def insert(self, row: SagaRow, correlation_id: str, connection: sqlite3.Connection) -> None:
         """Write a new saga or raise `DuplicateSagaError`."""
+        updated_at = microseconds(row.updated_at)
         parameters = (
             row.saga_name,
             row.saga_id,
@@ -48,11 +50,12 @@ class Operations:
             row.version,
             row.is_completed,
             microseconds(row.created_at),
-            microseconds(row.updated_at),
+            updated_at,
             _optional_microseconds(row.archived_at),
             _optional_microseconds(row.timeout_expires_at),
             row.outbox_pending,
             _text(row),
+            hour_of(updated_at),
         )
         try:
             _write(connection, self._sql.insert, parameters, row)
@@ -69,25 +72,27 @@ class Operations:
 
     def update(self, row: SagaRow, expected_version: int, connection: sqlite3.Connection) -> None:
         """Write the next version of a saga or raise `version_conflict(...)`."""
-        created_at = microseconds(row.created_at)
+        created_at, updated_at = microseconds(row.created_at), microseconds(row.updated_at)
         new = (
             row.version,
-            row.is_completed,
-            microseconds(row.updated_at),
+            updated_at,
             _optional_microseconds(row.archived_at),
             _optional_microseconds(row.timeout_expires_at),
             row.outbox_pending,
             _text(row),
         )
+        place = (row.is_completed, hour_of(updated_at))  # in the index of its likes
         old = (row.saga_name, row.saga_id, expected_version)
-        if _write(connection, self._sql.update, (*new, *old, created_at), row):
+        if _write(connection, self._sql.update, (*new, *old, *place, created_at), row):
+            return
+        if _write(connection, self._sql.update_and_move, (*new, *place, *old, created_at), row):
             return
         actual_version = self._version(row.saga_name, row.saga_id, connection)
         if actual_version != expected_version:
             raise version_conflict(
                 row.saga_name, row.saga_id, expected_version=expected_version, actual_version=actual_version
             )
-        _write(connection, self._sql.update_with_created_at, (*new, created_at, *old), row)
+        _write(connection, self._sql.update_with_created_at, (*new, *place, created_at, *old), row)
 
     def delete(
         self, saga_name: str, saga_id: str, expected_version: int | None, connection: sqlite3.Connection
@@ -120,7 +125,7 @@ class Operations:
         """Fetch the rows of one page."""
         return [
             FoundRow(_name(saga_name), _name(saga_id), _name(correlation_id), moment, _document(state))
-            for saga_name, saga_id, correlation_id, moment, state in rows(
+            for saga_name, saga_id, correlation_id, moment, state, *_ in rows(
                 connection, *find_statement(self._table, query)
             )
         ]
@@ -131,7 +136,8 @@ class Operations:
 
     def purge(self, saga_name: str, before: datetime, batch_size: int, connection: sqlite3.Connection) -> int:
         """Delete a batch of completed sagas that were last updated before a moment."""
-        return connection.execute(self._sql.purge, (saga_name, microseconds(before), batch_size)).rowcount
+        moment = microseconds(before)
+        return connection.execute(self._sql.purge, (saga_name, hour_of(moment), moment, batch_size)).rowcount
 
     def _version(self, saga_name: str, saga_id: str, connection: sqlite3.Connection) -> int | None:
         found = rows(connection, self._sql.select_version, (saga_name, saga_id))

@@ -14,13 +14,15 @@ from saga_bus.store.checks import microseconds
 from saga_bus.store.identifiers import quote_identifier
 from saga_bus.store_sqlite._schema import (
     COMPLETED,
+    COMPLETED_OF_NAME,
     DUE,
     NEWEST,
     NEWEST_OF_NAME,
     PENDING_NEWEST,
     PENDING_STALEST,
-    STALEST,
+    RUNNING,
     Index,
+    hour_of,
 )
 
 __all__ = ["count_statement", "find_statement"]
@@ -28,10 +30,15 @@ __all__ = ["count_statement", "find_statement"]
 Statement = tuple[str, list[Any]]
 
 _FIND = """\
-SELECT saga_name, saga_id, correlation_id, {moment} AS moment, state
+SELECT saga_name, saga_id, correlation_id, {moment} AS moment, state{hour}
 FROM {table} INDEXED BY {index}
 WHERE {conditions}"""
-_IN_ORDER = "\nORDER BY moment {direction}, saga_name {direction}, saga_id {direction}\nLIMIT ?"
+_IN_ORDER: dict[SagaOrder, str] = {
+    "newest": "\nORDER BY moment DESC, saga_name DESC, saga_id DESC\nLIMIT ?",
+    # By the hour first, which changes nothing but lets SQLite see that the indexes have this order.
+    "stalest": "\nORDER BY updated_hour, moment, saga_name, saga_id\nLIMIT ?",
+    "due": "\nORDER BY moment, saga_name, saga_id\nLIMIT ?",
+}
 _COUNT = "SELECT count(*) FROM {table}{index} WHERE {conditions}"
 
 _MOMENTS: dict[SagaOrder, str] = {"newest": "created_at", "stalest": "updated_at", "due": "timeout_expires_at"}
@@ -43,9 +50,12 @@ _FLAGS = (
 _BOUNDS = (
     ("created_after", "created_at > ?"),
     ("created_before", "created_at < ?"),
-    ("updated_after", "updated_at > ?"),
-    ("updated_before", "updated_at < ?"),
     ("timeout_due_before", "is_completed = 0 AND timeout_expires_at < ?"),
+)
+# On the hour for the index, and on the moment for the one hour that it falls into: no other row is looked up.
+_UPDATED_BOUNDS = (
+    ("updated_after", "updated_hour >= ? AND (updated_hour > ? OR updated_at > ?)"),
+    ("updated_before", "updated_hour <= ? AND (updated_hour < ? OR updated_at < ?)"),
 )
 
 
@@ -59,8 +69,7 @@ def find_statement(table: str, query: SagaQuery) -> Statement:
     parts = [_page_part(table, query, where, index) for where, index in _parts(query.where, query.order)]
     sql = "\nUNION ALL\n".join(part for part, _ in parts)
     parameters = [value for _, values in parts for value in values]
-    direction = "DESC" if query.order == "newest" else "ASC"
-    return sql + _IN_ORDER.format(direction=direction), [*parameters, query.limit]
+    return sql + _IN_ORDER[query.order], [*parameters, query.limit]
 
 
 def count_statement(table: str, where: SagaFilter) -> Statement:
@@ -71,6 +80,10 @@ def count_statement(table: str, where: SagaFilter) -> Statement:
         where: Which sagas.
     """
     index = _counted_index(where)
+    if index is None and (where.updated_after is not None or where.updated_before is not None):
+        running, parameters = count_statement(table, _with_completed(where, completed=False))
+        completed, further = count_statement(table, _with_completed(where, completed=True))
+        return f"SELECT ({running}) + ({completed})", [*parameters, *further]
     hint = "" if index is None else f" INDEXED BY {index.name(table)}"
     conditions, parameters = _conditions(where, index)
     sql = _COUNT.format(table=quote_identifier(table), index=hint, conditions=" AND ".join(conditions) or "1")
@@ -89,7 +102,7 @@ def _parts(where: SagaFilter, order: SagaOrder) -> Iterator[tuple[SagaFilter, In
         for completed in (False, True):
             yield from _parts(_with_completed(where, completed=completed), order)
     else:
-        yield where, COMPLETED if where.completed and where.saga_name is not None else STALEST
+        yield where, _stalest_index(where)
 
 
 def _counted_index(where: SagaFilter) -> Index | None:
@@ -98,8 +111,14 @@ def _counted_index(where: SagaFilter) -> Index | None:
     if where.outbox_pending:
         return PENDING_STALEST
     if where.completed is not None:
-        return COMPLETED if where.completed and where.saga_name is not None else STALEST
+        return _stalest_index(where)
     return None  # SQLite itself takes the smallest index that has all the columns
+
+
+def _stalest_index(where: SagaFilter) -> Index:
+    if not where.completed:
+        return RUNNING
+    return COMPLETED if where.saga_name is None else COMPLETED_OF_NAME
 
 
 def _with_completed(where: SagaFilter, *, completed: bool) -> SagaFilter:
@@ -109,14 +128,22 @@ def _with_completed(where: SagaFilter, *, completed: bool) -> SagaFilter:
 
 def _page_part(table: str, query: SagaQuery, where: SagaFilter, index: Index) -> Statement:
     conditions, parameters = _conditions(where, index)
+    moment = _MOMENTS[query.order]
+    hour = ("updated_hour",) if query.order == "stalest" else ()
     if query.after is not None:
-        place = {"saga_name": query.after.saga_name, "saga_id": query.after.saga_id}
-        conditions.append(
-            f"({', '.join(index.key)}) {'<' if query.order == 'newest' else '>'} ({', '.join('?' for _ in index.key)})"
-        )
-        parameters += [place.get(column, query.after.moment) for column in index.key]
+        place = {
+            "updated_hour": hour_of(query.after.moment),
+            moment: query.after.moment,
+            "saga_name": query.after.saga_name,
+            "saga_id": query.after.saga_id,
+        }
+        columns = [column for column in (*hour, moment, "saga_name", "saga_id") if column not in index.fixed]
+        compared = "<" if query.order == "newest" else ">"
+        conditions.append(f"({', '.join(columns)}) {compared} ({', '.join('?' for _ in columns)})")
+        parameters += [place[column] for column in columns]
     sql = _FIND.format(
-        moment=_MOMENTS[query.order],
+        moment=moment,
+        hour="".join(f", {column}" for column in hour),
         table=quote_identifier(table),
         index=index.name(table),
         conditions=" AND ".join(conditions) or "1",
@@ -128,9 +155,9 @@ def _conditions(where: SagaFilter, index: Index | None) -> tuple[list[str], list
     conditions: list[str] = []
     parameters: list[Any] = []
     if where.saga_name is not None:
-        # Where the name stands amid the index's key, SQLite must not take it for a constant: it would no longer
-        # see that the index has the order that is asked for. The plus sign does that.
-        conditions.append("+saga_name = ?" if index and "saga_name" in index.key else "saga_name = ?")
+        # Where the name stands amid the order, SQLite must not take it for a constant: it would no longer see that
+        # the index has the order that is asked for. The plus sign does that.
+        conditions.append("+saga_name = ?" if index and "saga_name" not in index.fixed else "saga_name = ?")
         parameters.append(where.saga_name)
     for field, texts in _FLAGS:
         value = getattr(where, field)
@@ -141,4 +168,10 @@ def _conditions(where: SagaFilter, index: Index | None) -> tuple[list[str], list
         if moment is not None:
             conditions.append(text)
             parameters.append(microseconds(moment))
+    for field, text in _UPDATED_BOUNDS:
+        moment = getattr(where, field)
+        if moment is not None:
+            bound = microseconds(moment)
+            conditions.append(text)
+            parameters += [hour_of(bound), hour_of(bound), bound]
     return conditions, parameters

@@ -58,7 +58,14 @@ def read_group(operations: Sequence[Operation], connection: sqlite3.Connection) 
         SagaStoreError: SQLite refused one of them.
     """
     try:
-        return [operation(connection) for operation in operations]
+        if len(operations) == 1 or connection.in_transaction:
+            return [operation(connection) for operation in operations]
+        # In one transaction, because half of what a read costs is to lock the file and to unlock it.
+        connection.execute("BEGIN")
+        try:
+            return [operation(connection) for operation in operations]
+        finally:
+            _roll_back(connection)  # it wrote nothing, and this cannot fail as a commit can
     except sqlite3.Error as error:
         raise translated(error) from error
 
