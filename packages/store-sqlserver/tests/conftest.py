@@ -24,6 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
 _LOGIN, _RPC, _ATTENTION, _TRANSACTION, _PRELOGIN = 0x10, 0x03, 0x06, 0x0E, 0x12
 _LAST = 0x01
 _EXECUTE, _UNPREPARE = 12, 15
+_PACKET = 4096 - 8
 
 
 def _short(text: str) -> bytes:
@@ -54,6 +55,16 @@ def numbers(name: str, *values: int) -> bytes:
     """A result with one column of numbers."""
     column = struct.pack("<IHBB", 0, 0x01, 0x26, 4) + _short(name)
     rows = b"".join(struct.pack("<BBi", 0xD1, 4, value) for value in values)
+    return struct.pack("<BH", 0x81, 1) + column + rows + _done(len(values), token=0xFF, command=0xC1)
+
+
+def texts(name: str, *values: str) -> bytes:
+    """A result with one column of nvarchar(max)."""
+    column = struct.pack("<IHBH", 0, 0x01, 0xE7, 0xFFFF) + b"\x09\x04\xd0\x00\x34" + _short(name)
+    rows = b""
+    for value in values:
+        raw = value.encode("utf-16-le")
+        rows += struct.pack("<BQI", 0xD1, len(raw), len(raw)) + raw + struct.pack("<I", 0)
     return struct.pack("<BH", 0x81, 1) + column + rows + _done(len(values), token=0xFF, command=0xC1)
 
 
@@ -191,7 +202,10 @@ class Endpoint:
                 return kind, body
 
     def _send(self, client: socket.socket, tokens: bytes) -> None:
-        client.sendall(struct.pack(">BBHHBB", 0x04, _LAST, len(tokens) + 8, 0, 1, 0) + tokens)
+        for place in range(0, len(tokens), _PACKET):
+            part = tokens[place : place + _PACKET]
+            status = _LAST if place + _PACKET >= len(tokens) else 0
+            client.sendall(struct.pack(">BBHHBB", 0x04, status, len(part) + 8, 0, 1, 0) + part)
 
 
 def _exactly(client: socket.socket, size: int) -> bytes:
@@ -290,7 +304,7 @@ def endpoint():
         opened.append(Endpoint(*args, **options))
         return opened[-1]
 
-    make.error, make.counted, make.numbers = error, counted, numbers
+    make.error, make.counted, make.numbers, make.texts = error, counted, numbers, texts
     yield make
     for one in opened:
         one.close()

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
-from saga_bus.store import SagaFilter, SagaMetadata, SagaState
+from saga_bus.store import JsonStateCodec, SagaFilter, SagaMetadata, SagaState
 from saga_bus.store_sqlserver import SqlServerSagaStore
 from saga_bus.store_sqlserver._odbc import is_freetds
 
@@ -129,3 +129,29 @@ def test_reads_that_meet_go_together(sent):
     # One went alone, eight together; what was not found is read again alone, since it may only have been locked.
     assert [request.count("READPAST") // request.count("SELECT 0 AS number") for request in grouped] == [8]
     assert len([request for request in requests if "SELECT state" in request]) == 1 + 8
+
+
+@pytest.mark.parametrize("note", ["", "x" * 3_000, "😀\N{IDEOGRAPHIC SPACE}ü " * 5_000, "y" * 1_000_000], ids=len)
+def test_a_long_state_comes_back_whole(endpoint, url_of, note):
+    written = NoteState(note=note)
+    document = JsonStateCodec().encode(written).decode()
+    server = endpoint(lambda sql: endpoint.texts("state", document))
+
+    async def use():
+        async with SqlServerSagaStore(url_of(server.port), state_types={"OrderSaga": NoteState}) as store:
+            assert await store.get_by_id("OrderSaga", written.metadata.saga_id) == written
+            assert await store.get_by_correlation_id("OrderSaga", "order-1") == written
+
+    asyncio.run(use())
+
+
+def test_many_callers_at_once(endpoint, url_of):
+    server = endpoint(lambda sql: endpoint.counted(1))
+
+    async def use():
+        async with SqlServerSagaStore(url_of(server.port), pool_size=6) as store:
+            await asyncio.gather(*(store.delete("OrderSaga", str(number), 7) for number in range(300)))
+
+    asyncio.run(use())
+    assert len([request for request in server.requests if "DELETE FROM" in request]) == 300
+    assert len(server.logins) <= 6

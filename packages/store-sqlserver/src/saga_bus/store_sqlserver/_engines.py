@@ -17,7 +17,7 @@ from saga_bus.store_sqlserver._errors import translated
 from saga_bus.store_sqlserver._odbc import load
 from saga_bus.store_sqlserver._operations import Operations
 from saga_bus.store_sqlserver._schema import Place
-from saga_bus.store_sqlserver._sessions import Session
+from saga_bus.store_sqlserver._sessions import SETTINGS, Session
 from saga_bus.store_sqlserver._values import Statement
 
 __all__ = ["BoundEngine", "Engine", "PoolEngine", "SchemaWork"]
@@ -209,7 +209,7 @@ class BoundEngine:
                 raise UnsupportedOperationError(
                     "the connection has no open transaction: set autocommit = False on it before bind(connection)"
                 )
-        session.run("SET NOCOUNT OFF")
+        session.run(SETTINGS)
 
 
 class _GivenConnection:

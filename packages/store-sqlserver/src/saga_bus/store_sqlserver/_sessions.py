@@ -13,7 +13,11 @@ from saga_bus.store_sqlserver._errors import is_deadlock, lost_connection, timed
 from saga_bus.store_sqlserver._odbc import is_freetds, load
 from saga_bus.store_sqlserver._values import FREETDS_TEXT, TEXT, Binding, Statement
 
-__all__ = ["Session"]
+__all__ = ["SETTINGS", "Session"]
+
+# The count of rows tells whether a compare-and-swap succeeded, and a state must come back whole: a server's or a
+# driver's configuration may say otherwise.
+SETTINGS = "SET NOCOUNT OFF; SET TEXTSIZE 2147483647"
 
 _SQL_DRIVER_NAME = 6
 _KEPT_CURSORS = 32
