@@ -7,7 +7,7 @@ all sagas.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from saga_bus.store import SagaFilter, SagaOrder, SagaQuery
 from saga_bus.store_mysql._literals import Quote, flag, moment
@@ -39,6 +39,7 @@ _BOUNDS = (
     ("timeout_due_before", b"timeout_expires_at", b"<"),
 )
 _BOTH = (False, True)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def find_statement(place: Place, query: SagaQuery, quote: Quote) -> bytes:
@@ -103,7 +104,7 @@ def _page_part(place: Place, query: SagaQuery, where: SagaFilter, index: Index, 
     keys = (column, "saga_id") if where.saga_name is not None else (column, "saga_name", "saga_id")
     if query.after is not None:
         values = {"saga_name": quote(query.after.saga_name.encode()), "saga_id": quote(query.after.saga_id.encode())}
-        values[column] = b"TIMESTAMPADD(MICROSECOND, %d, TIMESTAMP'1970-01-01 00:00:00.000000')" % query.after.moment
+        values[column] = moment(_EPOCH + timedelta(microseconds=query.after.moment))
         conditions.append(_behind(keys, values, b"<" if query.order == "newest" else b">"))
     direction = "DESC" if query.order == "newest" else "ASC"
     return _FIND % {

@@ -95,7 +95,7 @@ _OWN_COMMENT = re.compile(r"saga-bus sagas, schema version ([0-9]+)")
 
 _SELECT_COMMENT = Template(
     "SELECT CAST(table_comment AS BINARY) FROM information_schema.tables "
-    "WHERE table_schema = COALESCE(?, DATABASE()) AND BINARY table_name = ?"
+    "WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ? AND CAST(table_name AS BINARY) = ?"
 )
 _FACTS = b"SELECT @@lower_case_table_names, CAST(DATABASE() AS BINARY)"
 _GET_LOCK = Template("SELECT GET_LOCK(?, ?)")
@@ -246,7 +246,8 @@ async def _version(session: Session, place: Place) -> int | None:
     if folds:
         table, schema = table.lower(), None if schema is None else schema.lower()
     schema_literal = b"NULL" if schema is None else session.quote(schema.encode())
-    rows = (await session.run(_SELECT_COMMENT.filled(schema_literal, session.quote(table.encode()))))[0].rows
+    name = session.quote(table.encode())
+    rows = (await session.run(_SELECT_COMMENT.filled(schema_literal, name, name)))[0].rows
     if not rows:
         return None
     found = _OWN_COMMENT.fullmatch(rows[0][0].decode())
