@@ -23,7 +23,7 @@ import psutil
 
 from providers.errors import UnavailableError
 
-__all__ = ["PrivatePostgres", "serve_postgres"]
+__all__ = ["PrivatePostgres", "find_program", "serve_postgres"]
 
 _START_TIMEOUT = 60.0
 _POLL = 0.05
@@ -71,11 +71,6 @@ class PrivatePostgres:
     def url(self) -> str:
         """The URL of the database ``postgres``, as a superuser without a password."""
         return f"postgresql://postgres@{self.host}:{self.port}/postgres"
-
-    @property
-    def binaries(self) -> Path:
-        """The folder of the server's programs, such as ``pgbench``."""
-        return self._binaries
 
     @property
     def hba_file(self) -> Path:
@@ -171,6 +166,18 @@ class PrivatePostgres:
         # PostgreSQL refuses to run as root.
         user = {} if self._user is None else {"user": self._user, "group": pwd.getpwnam(self._user).pw_gid}
         return {"cwd": self._folder, "env": {"PATH": os.environ["PATH"], "LC_ALL": "C"}, **user}
+
+
+def find_program(name: str) -> str:
+    """The path of a program that comes with the server.
+
+    Args:
+        name: Such as ``pgbench``.
+
+    Raises:
+        UnavailableError: There are no binaries here.
+    """
+    return str(_binaries() / name)
 
 
 @contextmanager

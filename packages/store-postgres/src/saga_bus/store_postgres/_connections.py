@@ -102,8 +102,7 @@ class Connections:
     """
 
     def __init__(self, *, pool: Any = None, settings: PoolSettings | None = None, acquire_timeout: float) -> None:
-        self._given = pool
-        self._pool = pool
+        self._pool: Any = pool
         self._settings = settings
         self._acquire_timeout = acquire_timeout
         self.keeps = settings is not None and settings.max_size >= _LEAST_FOR_KEEPING
@@ -126,12 +125,11 @@ class Connections:
         """Close the own pool; what still runs on it gets a while to end."""
         if self._settings is None:
             return
-        pool, self._pool = self._pool, None
         try:
             async with asyncio.timeout(_CLOSE_TIMEOUT):
-                await pool.close()
+                await self._pool.close()
         except DRIVER_ERRORS:
-            pool.terminate()
+            self._pool.terminate()
 
     async def take(self) -> Any:
         """Take a connection, to be given back.

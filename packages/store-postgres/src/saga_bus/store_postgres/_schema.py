@@ -170,16 +170,16 @@ async def create(connection: Any, schema: str, table: str) -> None:
         await connection.execute(_sql(_CREATE_SCHEMA, schema))
     if not await connection.fetchval(_HAS_TABLE, schema, VERSION_TABLE):
         await connection.execute(_sql(_CREATE_VERSION_TABLE, schema))
-    found = await connection.fetchval(_sql(_SELECT_VERSION, schema), table)
+    found: int | None = await connection.fetchval(_sql(_SELECT_VERSION, schema), table)
     there = await connection.fetchval(_HAS_TABLE, schema, table)
-    if found is None and there:
-        raise SchemaError(f"there is a table {table!r} that create_schema() did not make: choose another name")
     if not there:
         for statement in _table_statements(schema, table):
             await connection.execute(statement)
         record = _INSERT_VERSION if found is None else _UPDATE_VERSION
         await connection.execute(_sql(record, schema), table, package_version())
         return
+    if found is None:
+        raise SchemaError(f"there is a table {table!r} that create_schema() did not make: choose another name")
     _refuse_newer(table, found)
     if found < package_version():
         for migrate in MIGRATIONS[found - 1 :]:
@@ -198,7 +198,7 @@ async def check(connection: Any, schema: str, table: str) -> None:
     Raises:
         SchemaError: The table is missing, older or newer; the message says what to do.
     """
-    found = None
+    found: int | None = None
     if await connection.fetchval(_HAS_TABLE, schema, VERSION_TABLE):
         found = await connection.fetchval(_sql(_SELECT_VERSION, schema), table)
     if found is None or not await connection.fetchval(_HAS_TABLE, schema, table):
