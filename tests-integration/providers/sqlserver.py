@@ -23,6 +23,7 @@ __all__ = ["connected", "microsofts_driver", "serve_sqlserver"]
 _IMAGE = "mcr.microsoft.com/mssql/server:2022-latest"
 _DATABASE = "saga_bus_tests"
 _PATIENCE = 120.0  # seconds
+_FLAVOURS = ("debian_ubuntu", "rhel")  # there is one for musl, too
 
 
 def microsofts_driver() -> str | None:
@@ -32,8 +33,9 @@ def microsofts_driver() -> str | None:
     except ImportError:
         return None
     package: str = mssql_python_odbc.__file__
-    libraries = sorted((Path(package).parent / "libs").glob("linux/*/x86_64/lib/libmsodbcsql*"))
-    return str(libraries[0]) if libraries else None
+    folder = Path(package).parent / "libs" / "linux"
+    libraries = (library for each in _FLAVOURS for library in (folder / each).glob("x86_64/lib/libmsodbcsql*"))
+    return next(map(str, libraries), None)
 
 
 def connected(url: str, **options: Any) -> contextlib.closing[Any]:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import socket
 import struct
 from contextlib import suppress
-from pathlib import Path
 from threading import Thread
 from urllib.parse import quote
 
 import pytest
+
+from providers.sqlserver import microsofts_driver
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -66,6 +67,18 @@ def texts(name: str, *values: str) -> bytes:
         raw = value.encode("utf-16-le")
         rows += struct.pack("<BQI", 0xD1, len(raw), len(raw)) + raw + struct.pack("<I", 0)
     return struct.pack("<BH", 0x81, 1) + column + rows + _done(len(values), token=0xFF, command=0xC1)
+
+
+def rows(*pairs: tuple[int, str]) -> bytes:
+    """A result with a number and an nvarchar(max) in each row."""
+    columns = struct.pack("<IHBB", 0, 0x01, 0x26, 4) + _short("number")
+    columns += struct.pack("<IHBH", 0, 0x01, 0xE7, 0xFFFF) + b"\x09\x04\xd0\x00\x34" + _short("state")
+    found = b""
+    for number, text in pairs:
+        raw = text.encode("utf-16-le")
+        found += struct.pack("<BBi", 0xD1, 4, number)
+        found += struct.pack("<QI", len(raw), len(raw)) + raw + struct.pack("<I", 0)
+    return struct.pack("<BH", 0x81, 2) + columns + found + _done(len(pairs), token=0xFF, command=0xC1)
 
 
 def _called(result: bytes, handle: int) -> bytes:
@@ -246,17 +259,6 @@ def _text_of(body: bytes) -> str:
     return body.decode("utf-16-le", "ignore") + body[1:].decode("utf-16-le", "ignore")
 
 
-def _microsofts_driver() -> str | None:
-    package = pytest.importorskip(
-        "mssql_python_odbc", reason="the distribution mssql-python-odbc is for Linux on x86-64"
-    )
-    for flavour in ("debian_ubuntu", "rhel"):
-        folder = Path(package.__file__).parent / "libs" / "linux" / flavour / "x86_64" / "lib"
-        for library in sorted(folder.glob("libmsodbcsql*")):
-            return str(library)
-    return None
-
-
 @pytest.fixture
 def pyodbc():
     """The module pyodbc."""
@@ -267,11 +269,11 @@ def pyodbc():
 def driver(request, pyodbc) -> str:
     """Each of the two ODBC drivers for SQL Server, as its name or the path of its library."""
     if request.param == "microsoft":
-        found = _microsofts_driver()
+        found = microsofts_driver()
     else:
         found = next((name for name in pyodbc.drivers() if name == "FreeTDS"), None)
     if found is None:
-        pytest.skip(f"the ODBC driver of {request.param} is not on this machine (Debian has FreeTDS in tdsodbc)")
+        pytest.skip(f"the ODBC driver of {request.param} is not here (PyPI: mssql-python-odbc, Debian: tdsodbc)")
     return found
 
 
@@ -304,7 +306,7 @@ def endpoint():
         opened.append(Endpoint(*args, **options))
         return opened[-1]
 
-    make.error, make.counted, make.numbers, make.texts = error, counted, numbers, texts
+    make.error, make.counted, make.numbers, make.texts, make.rows = error, counted, numbers, texts, rows
     yield make
     for one in opened:
         one.close()

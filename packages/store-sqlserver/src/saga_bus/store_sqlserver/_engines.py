@@ -62,9 +62,10 @@ class Engine(Protocol):
 class PoolEngine:
     """A pool of the store's own.
 
-    Reads by key that meet while others are in flight go to the server together, in one statement. Writes go one
-    by one, each a transaction of its own: a statement for several sagas would wait for each row that somebody has
-    locked, and hold the locks of all of them meanwhile.
+    Reads by key go alone on up to half of the connections; what comes on top goes to the server in groups, each
+    one statement that waits for no lock. So neither a lone read nor a group that meets a locked row holds up the
+    others. Writes go one by one, each a transaction of its own: one transaction for several sagas would wait for
+    each row that somebody has locked, and hold the locks of all of them meanwhile.
 
     Args:
         connect: Opens a session.
@@ -81,6 +82,8 @@ class PoolEngine:
         )
         self._place = place
         self._operations = operations
+        self._alone = 0
+        self._most_alone = max(1, settings.pool_size // 2)
         self._by_id: Coalescer[Key, bytes | None] = self._coalescer(by_correlation_id=False)
         self._by_correlation_id: Coalescer[Key, bytes | None] = self._coalescer(by_correlation_id=True)
 
@@ -89,11 +92,19 @@ class PoolEngine:
         await self._pool.run(_nothing, repeatable=True)
 
     async def get(self, saga_name: str, key: str, *, by_correlation_id: bool) -> bytes | None:
-        coalescer = self._by_correlation_id if by_correlation_id else self._by_id
-        document = await coalescer.call((saga_name, key))
-        if document is not _PASSED_OVER:
-            return document
-        return await self._get_alone((saga_name, key), by_correlation_id=by_correlation_id)
+        if self._alone >= self._most_alone:
+            coalescer = self._by_correlation_id if by_correlation_id else self._by_id
+            document = await coalescer.call((saga_name, key))
+            if document is not None:
+                return document
+            # It is not there, or its row was locked: only a read that waits can tell.
+        self._alone += 1
+        try:
+            operations = self._operations
+            get = operations.get_by_correlation_id if by_correlation_id else operations.get_by_id
+            return await self._pool.run(partial(get, saga_name, key), repeatable=True)
+        finally:
+            self._alone -= 1
 
     async def read(self, work: Callable[[Session], ResultT]) -> ResultT:
         return await self._pool.run(work, repeatable=True)
@@ -113,22 +124,10 @@ class PoolEngine:
 
     def _coalescer(self, *, by_correlation_id: bool) -> Coalescer[Key, bytes | None]:
         async def get_group(keys: Sequence[Key]) -> Sequence[bytes | BaseException | None]:
-            if len(keys) == 1:
-                return [await self._get_alone(keys[0], by_correlation_id=by_correlation_id)]
             work = partial(self._operations.get_group, keys, by_correlation_id=by_correlation_id)
-            found = await self._pool.run(work, repeatable=True)
-            return [_PASSED_OVER if document is None else document for document in found]
+            return await self._pool.run(work, repeatable=True)
 
         return Coalescer(get_group, max_size=_MAX_GROUP)
-
-    async def _get_alone(self, key: Key, *, by_correlation_id: bool) -> bytes | None:
-        operations = self._operations
-        get = operations.get_by_correlation_id if by_correlation_id else operations.get_by_id
-        return await self._pool.run(partial(get, *key), repeatable=True)
-
-
-# What a group's read gives for a saga that is not there or whose row was locked; never the very object of a document.
-_PASSED_OVER = bytes(bytearray(b"passed over"))
 
 
 class BoundEngine:
