@@ -72,7 +72,7 @@ class Session:
         self.connection = connection
         self.command_timeout = command_timeout
         self.dialect: Dialect = dialect_of(connection.get_server_info())
-        self._loop = asyncio.get_running_loop()
+        self._loop = connection.loop
         self._is_late = False
 
     @property
