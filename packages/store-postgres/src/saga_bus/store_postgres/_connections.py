@@ -11,7 +11,8 @@ from typing import Any
 import asyncpg  # type: ignore[import-untyped]
 
 from saga_bus.store import InvalidSagaError, StoreUnavailableError
-from saga_bus.store_postgres._errors import DRIVER_ERRORS, translated
+from saga_bus.store_postgres._alone import retried
+from saga_bus.store_postgres._errors import DRIVER_ERRORS, ROLLED_BACK, sqlstate_of, translated
 
 __all__ = ["Connections", "Lane", "PoolSettings", "is_usable"]
 
@@ -192,7 +193,17 @@ class Lane:
             statement: The statement.
             *parameters: Its parameters.
         """
-        return await self._fetch(statement, parameters, writing=False)
+        try:
+            return await self._fetch(statement, parameters, writing=False)
+        except StoreUnavailableError as error:  # serializable transactions can fail by reading, too
+            if sqlstate_of(error) not in ROLLED_BACK:
+                raise
+
+        async def again() -> tuple[list[Any]]:
+            return (await self._fetch(statement, parameters, writing=False),)
+
+        (rows,) = await retried(again)
+        return rows
 
     async def write(self, statement: str, *parameters: Any) -> list[Any]:
         """Run a statement that commits by itself, and return its rows.

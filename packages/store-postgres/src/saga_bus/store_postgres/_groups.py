@@ -129,14 +129,6 @@ class Groups:
         return (await self._read(lane, (item,)))[0]
 
     async def _read(self, lane: Lane, items: Sequence[_Read]) -> Sequence[str | None]:
-        try:
-            return await self._read_group(lane, items)
-        except StoreUnavailableError as error:  # serializable transactions can fail by reading, too
-            if sqlstate_of(error) not in ROLLED_BACK:
-                raise
-            return await alone.retried(lambda: self._read_group(lane, items))
-
-    async def _read_group(self, lane: Lane, items: Sequence[_Read]) -> list[str | None]:
         if len(items) == 1:
             ((key, saga_name, value),) = items
             rows = await lane.read(self._statements.get_one[key], saga_name, value)
