@@ -137,7 +137,9 @@ def test_a_file_of_a_page_is_there_and_its_tests_run(tmp_path):
         run_page(f"{module}```python test_part.py\n{fails}\n```\n", tmp_path)
 
 
-@pytest.mark.parametrize("text", ["```python\nx = 1\n", "```bash\n```\n", "- x\n  ```python\n  x\n  ```\n", "```\n```\n"])
+@pytest.mark.parametrize(
+    "text", ["```python\nx = 1\n", "```bash\n```\n", "- x\n  ```python\n  x\n  ```\n", "```\n```\n"]
+)
 def test_a_block_that_would_go_unrun_is_refused(text):
     with pytest.raises(AssertionError):
         list(blocks(text))

@@ -102,7 +102,8 @@ def test_pages_hold_what_the_count_says(url, where):
                 f"""INSERT INTO {store._quoted} (saga_name, saga_id, correlation_id, version, is_completed, created_at,
                         updated_at, timeout_expires_at, outbox_pending, state)
                     SELECT '{SAGA}' || n % 3, 'id-' || n, 'c-' || n, 0, n % 4 = 0, now() - n % 5 * interval '1 day',
-                           now() - n % 7 * interval '9 hours', CASE WHEN n % 3 = 1 THEN now() - n * interval '1 hour' END,
+                           now() - n % 7 * interval '9 hours',
+                           CASE WHEN n % 3 = 1 THEN now() - n * interval '1 hour' END,
                            n % 5 = 2, {STATE}
                     FROM generate_series(1, 200) AS n"""
             )
