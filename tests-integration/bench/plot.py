@@ -16,8 +16,9 @@ from bench.figures import STORE, Figure, Report
 
 __all__ = ["save_plot"]
 
+_SHORT = {"get_by_id": "by id", "get_by_correlation_id": "by correlation"}
 _STORE_COLOUR = "#1b4f9c"
-_PEER_COLOURS = ("#c8c8c8", "#e8a33d", "#9b7fc4", "#7fb58a")
+_PEER_COLOURS = ("#c8c8c8", "#e8a33d", "#9b7fc4", "#7fb58a", "#d98c8c", "#8c8c8c")
 
 
 def save_plot(report: Report, path: Path) -> None:
@@ -34,7 +35,7 @@ def save_plot(report: Report, path: Path) -> None:
         plot, axes = plt.subplots(
             max(1, len(places)),
             max(1, columns),
-            figsize=(max(6.5, 6.2 * columns), 1.2 + 3.6 * max(1, len(places))),
+            figsize=(max(8.0, 8.0 * columns), 1.2 + 4.2 * max(1, len(places))),
             squeeze=False,
             layout="constrained",
         )
@@ -75,17 +76,16 @@ def _draw_throughput(axes: Any, report: Report, place: tuple[str, str], callers:
                 color=_colour(subjects, subject),
                 label=subject if position == 0 else None,
             )
-            text = "" if subject == STORE else f"{ratios[operation][subject]:.2g}x"
+            text = "" if subject == STORE else _times(ratios[operation][subject])
             axes.bar_label(bar, [text], fontsize=7, padding=1, rotation=90 if len(subjects) > 3 else 0)
     axes.set_yscale("log")
     axes.margins(y=0.18)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
-    axes.set_xticks(range(len(operations)), [operation.replace("get_by_", "by ") for operation in operations])
-    axes.tick_params(axis="x", labelrotation=18)
+    axes.set_xticks(range(len(operations)), [_SHORT.get(operation, operation) for operation in operations])
     axes.set_title(f"{' '.join(place)}, {rows:,} sagas, {callers} caller{'s' if callers > 1 else ''}", fontsize=9)
-    axes.legend(fontsize=7, ncols=len(subjects), frameon=False, loc="upper left", bbox_to_anchor=(0, -0.17))
+    axes.legend(fontsize=7, ncols=3, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08))
 
 
 def _draw_growth(axes: Any, report: Report, place: tuple[str, str]) -> None:
@@ -105,6 +105,10 @@ def _draw_growth(axes: Any, report: Report, place: tuple[str, str]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set_title(f"{' '.join(place)}, {callers} callers: the store's throughput by stored sagas", fontsize=9)
     axes.legend(fontsize=7, frameon=False, ncols=2)
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f}x" if ratio < 1 else f"{ratio:.1f}x" if ratio < 10 else f"{ratio:,.0f}x"
 
 
 def _colour(subjects: list[str], subject: str) -> str:
