@@ -116,9 +116,10 @@ class PrivatePostgres:
         """Kill the server and all its processes with SIGKILL, as a crash of the machine would end them."""
         if self._process is None:
             return
-        processes = [psutil.Process(self._process.pid)]
-        processes += processes[0].children(recursive=True)
-        for process in processes:  # the parent first, so that it does not tidy up after its children
+        parent = psutil.Process(self._process.pid)
+        parent.suspend()  # so that it starts no other process meanwhile, and does not tidy up after its children
+        processes = [*parent.children(recursive=True), parent]
+        for process in processes:
             try:
                 process.kill()
             except psutil.NoSuchProcess:
