@@ -12,7 +12,7 @@ import pytest
 from faults.load import Load, verify
 from faults.proxy import Proxy
 from postgres_helpers import SAGA, OrderState, connected, follow, new_table, store_on
-from providers import UnavailableError
+from providers import UnavailableError, required_backends
 from providers.postgres import PrivatePostgres
 from saga_bus.store import ConcurrencyError, DuplicateSagaError, OutcomeUnknownError, SagaFilter, StoreUnavailableError
 from saga_bus.store_postgres import PostgresSagaStore
@@ -24,6 +24,8 @@ def server():
     try:
         private = PrivatePostgres()
     except UnavailableError as error:
+        if "postgres" in required_backends():
+            pytest.fail(f"SAGA_TEST_REQUIRE names postgres: {error}")
         pytest.skip(str(error))
     try:
         private.start()
