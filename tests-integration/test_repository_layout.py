@@ -59,10 +59,11 @@ def test_a_package_says_the_same_as_the_others(package):
 
 
 @every_package
-def test_a_backend_depends_on_the_core_in_a_range_and_on_no_other_backend(package):
+def test_a_package_depends_on_what_it_extends_in_a_range_and_on_no_other_one(package):
     needs = [need for need in package.project().get("dependencies", []) if need.startswith("saga-bus-")]
-    expected = ["saga-bus-store>=0.1,<0.2"] if package.directory.startswith("store_") else []
-    assert needs == expected
+    kind = package.directory.partition("_")[0] + ("_" if "_" in package.directory else "")
+    extends = {"store": [], "store_": ["store"], "core": ["store"], "transport_": ["core"]}[kind]
+    assert needs == [f"saga-bus-{name}>=0.1,<0.2" for name in extends]
 
 
 @every_package
