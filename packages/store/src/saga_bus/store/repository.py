@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import copy
-import dataclasses
 import inspect
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, Protocol, TypeVar, cast
 
-import msgspec
-
 from saga_bus.store.checks import check_count, metadata_of
 from saga_bus.store.errors import ConcurrencyError, SagaNotFoundError
 from saga_bus.store.protocol import DeletesConditionally, SagaStore
-from saga_bus.store.state import SagaMetadata
+from saga_bus.store.state import with_metadata
 
 __all__ = ["SagaRepository"]
 
@@ -100,7 +96,7 @@ class SagaRepository(Generic[StateT]):
             answer = await cast("Awaitable[StateT | None]", changed) if inspect.isawaitable(changed) else changed
             new = state if answer is None else answer
             if metadata_of(new).version == metadata.version:
-                new = _with_metadata(new, metadata_of(new).next())
+                new = with_metadata(new, metadata_of(new).next())
             try:
                 await self.update(new, metadata.version)
             except ConcurrencyError:
@@ -110,17 +106,3 @@ class SagaRepository(Generic[StateT]):
                 return new
             await asyncio.sleep(random.uniform(0, pause))  # noqa: S311 - jitter, not a secret
             pause = min(pause * 2, _LONGEST_PAUSE)
-
-
-def _with_metadata(state: StateT, metadata: SagaMetadata) -> StateT:
-    try:
-        state.metadata = metadata  # type: ignore[attr-defined]
-    except (AttributeError, ValueError):  # a frozen state; pydantic says so with a ValueError
-        if isinstance(state, msgspec.Struct):
-            return msgspec.structs.replace(state, metadata=metadata)
-        if dataclasses.is_dataclass(state):
-            return cast("StateT", dataclasses.replace(cast("Any", state), metadata=metadata))
-        new = copy.copy(state)
-        object.__setattr__(new, "metadata", metadata)
-        return new
-    return state

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import os
 import time
 import uuid
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol, TypedDict, Unpack, runtime_checkable
+from typing import Any, Protocol, TypedDict, TypeVar, Unpack, cast, runtime_checkable
 
 import msgspec
 from msgspec.structs import force_setattr, replace
 
 from saga_bus.store.errors import InvalidSagaError
 
-__all__ = ["HasMetadata", "MetadataChanges", "SagaMetadata", "SagaState", "UntypedSagaState", "new_saga_id"]
+__all__ = [
+    "HasMetadata",
+    "MetadataChanges",
+    "SagaMetadata",
+    "SagaState",
+    "UntypedSagaState",
+    "new_saga_id",
+    "with_metadata",
+]
+
+StateT = TypeVar("StateT")
 
 
 def new_saga_id() -> str:
@@ -174,3 +186,26 @@ class HasMetadata(Protocol):
     """Any state: an object with a ``metadata`` attribute that holds a `SagaMetadata`."""
 
     metadata: SagaMetadata
+
+
+def with_metadata(state: StateT, metadata: SagaMetadata) -> StateT:
+    """Give a state other metadata, whatever kind of type it is of.
+
+    Args:
+        state: The state; it is changed in place where its type allows that.
+        metadata: The new metadata.
+
+    Returns:
+        The state itself, or a copy of a frozen one.
+    """
+    try:
+        state.metadata = metadata  # type: ignore[attr-defined]
+    except (AttributeError, ValueError):  # a frozen state; pydantic says so with a ValueError
+        if isinstance(state, msgspec.Struct):
+            return replace(state, metadata=metadata)
+        if dataclasses.is_dataclass(state):
+            return cast("StateT", dataclasses.replace(cast("Any", state), metadata=metadata))
+        new = copy.copy(state)
+        object.__setattr__(new, "metadata", metadata)
+        return new
+    return state
