@@ -1,6 +1,7 @@
 """The message bus: saga definitions, and the runtime that drives them on a store and a transport."""
 
-from saga_bus.core.bus import Bus, Intervals, Owned, SagaRegistration, create_bus
+from saga_bus.core.bus import Bus, create_bus
+from saga_bus.core.configuration import Intervals, Owned, SagaRegistration
 from saga_bus.core.context import MessageContext, SagaContext
 from saga_bus.core.definition import SagaDefinition
 from saga_bus.core.envelope import Envelope

@@ -8,18 +8,18 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
 
+from saga_bus.core.configuration import Intervals, Owned, SagaRegistration, StoreLike, check_registrations
 from saga_bus.core.definition import SagaDefinition
 from saga_bus.core.errors import BusStoppedError, ConfigurationError
 from saga_bus.core.handling import Middleware
-from saga_bus.core.messages import check_message_type, message_name
 from saga_bus.core.outbox import Outbox
 from saga_bus.core.outgoing import Outgoing, check_delay, check_endpoint, check_headers
 from saga_bus.core.schedules import Schedules
+from saga_bus.core.timeouts import Timeouts
 from saga_bus.core.transport import Transport
 from saga_bus.core.worker import SagaWorker
 from saga_bus.store import (
@@ -30,55 +30,10 @@ from saga_bus.store import (
     open_store,
 )
 
-__all__ = ["Bus", "Owned", "SagaRegistration", "StoreLike", "create_bus"]
+__all__ = ["Bus", "create_bus"]
 
 _LOGGER = logging.getLogger("saga_bus.core")
-
-
-@dataclass(frozen=True)
-class Owned:
-    """A store that the bus opens when it starts and closes when it stops.
-
-    Args:
-        store: The store.
-    """
-
-    store: SagaStore[Any]
-
-
-StoreLike = SagaStore[Any] | Owned | str
-
-
-@dataclass(frozen=True)
-class SagaRegistration:
-    """A saga with settings of its own in one bus.
-
-    Args:
-        definition: The saga.
-        store: Its store, instead of the bus's.
-        concurrency: The most messages of it in hand at once, instead of the bus's.
-    """
-
-    definition: SagaDefinition[Any]
-    store: StoreLike | None = None
-    concurrency: int | None = None
-
-
-@dataclass(frozen=True)
-class Intervals:
-    """When the bus does what nobody asks it for.
-
-    Args:
-        timers: How often due timeouts and scheduled messages are looked for.
-        confirm: How long a saga is quiet before the messages that it sent are cleared from its document.
-        recover: How often messages are looked for that a worker saved and did not send.
-        grace: How long those are left to that worker.
-    """
-
-    timers: timedelta = timedelta(seconds=1)
-    confirm: timedelta = timedelta(seconds=1)
-    recover: timedelta = timedelta(seconds=30)
-    grace: timedelta = timedelta(seconds=30)
+_AFTER_GIVING_BACK = 5.0  # seconds that handlers get to end once they are cancelled
 
 
 def create_bus(
@@ -154,15 +109,15 @@ class Bus:
         self._sender = new_saga_id()[-12:]
         self._counts: Counter[str] = Counter()
         self._owned: list[Any] = []
-        self._opened: dict[int, Any] = {}
         self._schedules: dict[int, Schedules] = {}
         self._stores: list[Any] = []
         self._workers: list[tuple[SagaWorker, int]] = []
+        self._timeouts: list[Timeouts] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._state = "new"
         self._stopping = asyncio.Lock()
         registrations = [saga if isinstance(saga, SagaRegistration) else SagaRegistration(saga) for saga in sagas]
-        _check_names(registrations, messages)
+        check_registrations(registrations, messages)
         shared = None if store is None else self._take(store)
         for registration in registrations:
             self._add(registration, shared, middleware, concurrency)
@@ -234,6 +189,8 @@ class Bus:
         if type(at_once) is not int or at_once < 1:
             raise ConfigurationError(f"concurrency must be an int of at least 1, not {at_once!r}")
         self._workers.append((worker, at_once))
+        if definition.timeout_handler is not None:
+            self._timeouts.append(Timeouts(definition, store, worker))
 
     # -- life --------------------------------------------------------------------------------------------
 
@@ -289,26 +246,28 @@ class Bus:
             if self._state == "stopped":
                 return
             self._state = "stopping"
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
             try:
                 await self._transport.stop_receiving()
-                for task in self._tasks:
-                    task.cancel()
-                await asyncio.gather(*self._tasks, return_exceptions=True)
-                try:
-                    async with asyncio.timeout(within.total_seconds()):
-                        await self._settle()
-                except TimeoutError:
-                    for worker, _ in self._workers:
-                        worker.give_back()
-                    await self._settle()
-                for worker, _ in self._workers:
-                    await worker.outbox.confirm(0)
+                await self._finish(within)
             finally:
                 self._state = "stopped"
                 await self._close()
 
-    async def _settle(self) -> None:
-        await asyncio.gather(*(worker.settle() for worker, _ in self._workers))
+    async def _finish(self, within: timedelta) -> None:
+        at_work: list[SagaWorker | Timeouts] = [*(worker for worker, _ in self._workers), *self._timeouts]
+        for seconds in (within.total_seconds(), _AFTER_GIVING_BACK):
+            try:
+                async with asyncio.timeout(seconds):
+                    await asyncio.gather(*(one.settle() for one in at_work))
+                    break
+            except TimeoutError:
+                for one in at_work:
+                    one.give_back()
+        for worker, _ in self._workers:
+            await worker.outbox.confirm(0)
 
     async def _close(self) -> None:
         async with contextlib.AsyncExitStack() as stack:
@@ -411,7 +370,8 @@ class Bus:
         """How often each thing happened in this process since the bus was made.
 
         "handled", "duplicate", "ignored", "dead-lettered", "retried" (conflicts and every other new attempt),
-        "timeouts" (delivered), "timeouts-failed" and "recovered" (messages that a worker saved and did not send).
+        "timeouts" (delivered), "failed" (timeouts that are tried again later) and "recovered" (messages that a worker
+        saved and did not send).
         """
         return Counter(self._counts)
 
@@ -451,8 +411,8 @@ class Bus:
         number = 0
         for schedules in self._schedules.values():
             number += await schedules.send_due(self._send_due, moment)
-        for worker, _ in self._workers:
-            number += await worker.fire_due(moment)
+        for timeouts in self._timeouts:
+            number += await timeouts.fire_due(moment)
         return number
 
     async def confirm(self) -> int:
@@ -495,28 +455,3 @@ async def _check_schema(store: Any) -> None:
         await store.check_schema()
     except StoreUnavailableError as error:  # it may be there when the first message comes
         _LOGGER.warning("%s cannot be reached yet: %s", type(store).__qualname__, error)
-
-
-def _check_names(registrations: Sequence[SagaRegistration], messages: Collection[type]) -> None:
-    names: Counter[str] = Counter()
-    endpoints: Counter[str] = Counter()
-    types: dict[str, type] = {}
-    for registration in registrations:
-        definition = registration.definition
-        if not isinstance(definition, SagaDefinition):
-            raise ConfigurationError(f"sagas are SagaDefinitions or SagaRegistrations, not {definition!r}")
-        definition.check()
-        names[definition.name] += 1
-        endpoints[definition.endpoint] += 1
-        for message_type in definition.message_types:
-            name = message_name(message_type)
-            if types.setdefault(name, message_type) is not message_type:
-                raise ConfigurationError(f"two message types are named {name!r}: give one a message_name of its own")
-    for what, counted in (("name", names), ("endpoint", endpoints)):
-        twice = [value for value, number in counted.items() if number > 1]
-        if twice:
-            raise ConfigurationError(f"two sagas have the {what} {twice[0]!r}")
-    for message_type in messages:
-        check_message_type(message_type)
-        if types.get(message_name(message_type)) is not message_type:
-            raise ConfigurationError(f"no saga handles {message_type.__qualname__}")

@@ -161,7 +161,12 @@ class Outbox:
             How many sagas were written, or deleted because they have ended.
         """
         latest = time.monotonic() - idle
-        quiet = [saga_id for saga_id, record in self._sent.items() if record.at <= latest and not record.turn.locked()]
+        quiet = []
+        for saga_id, record in self._sent.items():
+            if record.at > latest:
+                break  # those that follow are younger
+            if not record.turn.locked():
+                quiet.append(saga_id)
         written = 0
         for start in range(0, len(quiet), _AT_ONCE):
             done = await asyncio.gather(*map(self._confirm_one, quiet[start : start + _AT_ONCE]))
@@ -208,16 +213,19 @@ class Outbox:
         await self._confirm_one(metadata.saga_id)
         return sent
 
-    async def delete(self, saga_id: str, version: int) -> None:
-        """Delete a completed saga whose messages are sent, unless it was written since.
+    async def delete(self, metadata: SagaMetadata) -> None:
+        """Delete a saga that has ended, if all its messages are sent and nobody wrote it since.
+
+        What stays is deleted by `confirm` or `recover`.
 
         Args:
-            saga_id: Its id.
-            version: The version that ended it.
+            metadata: The metadata of the version that ended it.
         """
+        if self.kept(metadata):
+            return
         with contextlib.suppress(ConcurrencyError):
-            await self._store.delete(self._saga_name, saga_id, version)
-        self._sent.pop(saga_id, None)
+            await self._store.delete(self._saga_name, metadata.saga_id, metadata.version)
+            self._sent.pop(metadata.saga_id, None)
 
     # -- the parts ---------------------------------------------------------------------------------------
 
@@ -294,8 +302,7 @@ class Outbox:
         while True:
             page = await self._store.find(search, limit=_PAGE, cursor=cursor)
             for record in page.items:
-                metadata = record.state.metadata
-                await self.delete(metadata.saga_id, metadata.version)
+                await self.delete(record.state.metadata)
             cursor = page.cursor
             if cursor is None:
                 return
