@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saga_bus.store import Coalescer, InvalidSagaError, OutcomeUnknownError, StoreUnavailableError
+from saga_bus.store import Activity, Coalescer, InvalidSagaError, OutcomeUnknownError, StoreUnavailableError
 
 
 class Gate:
@@ -101,6 +101,12 @@ def test_concurrent_calls_leave_in_order_in_groups_of_at_most_max_size(max_size:
 def test_a_group_of_no_size_is_refused(max_size: int) -> None:
     with pytest.raises(InvalidSagaError, match="max_size"):
         Coalescer(Gate(), max_size=max_size)
+
+
+@pytest.mark.parametrize("max_in_flight", [0, -1])
+def test_no_group_in_flight_is_refused(max_in_flight: int) -> None:
+    with pytest.raises(InvalidSagaError, match="max_in_flight"):
+        Coalescer(Gate(), max_in_flight=max_in_flight)
 
 
 def test_a_group_holds_each_key_once_is_sorted_by_key_and_keeps_the_order_of_one_key() -> None:
@@ -389,6 +395,174 @@ def test_a_stopped_loop_leaves_no_hung_call_and_no_warning(
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+# -- several groups in flight ------------------------------------------------------------------------------
+
+
+async def turns(count: int = 5) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def test_as_many_groups_are_in_flight_as_may_be_and_the_calls_of_one_turn_are_in_one() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        coalescer: Coalescer[str, Any] = Coalescer(gate, max_in_flight=3)
+        calls: list[asyncio.Task[Any]] = []
+        for items in ("a", "bc", "de", "f", "gh"):
+            calls += await started(*(coalescer.call(item) for item in items))
+            await turns()
+        assert gate.groups == [["a"], ["b", "c"], ["d", "e"]]
+        gate.let(1)
+        await gate.entered(4)
+        assert gate.groups[3:] == [["f", "g", "h"]]
+        gate.let()
+        assert await asyncio.gather(*calls) == [("done", item) for item in "abcdefgh"]
+
+    asyncio.run(scenario())
+
+
+def test_what_exceeds_a_group_leaves_at_once_in_the_next_one() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        coalescer: Coalescer[str, Any] = Coalescer(gate, max_size=2, max_in_flight=3)
+        calls = await started(*(coalescer.call(item) for item in "abcdef"))
+        await turns()
+        assert gate.groups == [["a"], ["b", "c"], ["d", "e"]]
+        gate.let()
+        await asyncio.gather(*calls)
+
+    asyncio.run(scenario())
+
+
+def test_no_two_groups_in_flight_share_a_key_and_what_waits_for_one_leaves_when_it_lands() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        coalescer: Coalescer[Any, Any] = Coalescer(gate, key=lambda item: item[0], max_in_flight=3)
+        calls: list[asyncio.Task[Any]] = []
+        for items in (["k1"], ["k2", "a1"], ["k3", "a2", "b1"]):
+            calls += await started(*(coalescer.call(item) for item in items))
+            await turns()
+        assert gate.groups == [["k1"], ["a1"], ["b1"]]
+        gate.let(1)
+        await gate.entered(4)
+        assert gate.groups[3:] == [["k2"]]
+        gate.let(1)
+        await gate.entered(5)
+        assert gate.groups[4:] == [["a2"]]
+        gate.let()
+        await asyncio.gather(*calls)
+        assert gate.groups[5:] == [["k3"]]
+        await coalescer.join()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("has_own_way", [False, True])
+def test_a_call_after_a_cancelled_one_waits_for_the_group_that_is_still_in_flight(has_own_way: bool) -> None:
+    async def scenario() -> None:
+        gate, own_way = Gate(), Gate()
+
+        async def run_alone(item: str) -> Any:
+            return (await own_way((item,)))[0]
+
+        coalescer: Coalescer[str, Any] = Coalescer(gate, alone=run_alone if has_own_way else None)
+        calls = await started(*(coalescer.call(item) for item in "abc"))
+        (own_way if has_own_way else gate).let(1)
+        await calls[0]
+        await turns()
+        assert gate.groups[-1] == ["b", "c"]
+        for call in calls[1:]:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        (late,) = await started(coalescer.call("late"))
+        await turns()
+        assert gate.groups[-1] == ["b", "c"]
+        assert own_way.groups == ([["a"]] if has_own_way else [])
+        gate.let()
+        assert await late == ("done", "late")
+        assert gate.groups[-1] == ["late"]
+
+    asyncio.run(scenario())
+
+
+# -- a lone caller's own way -------------------------------------------------------------------------------
+
+
+def test_a_lone_caller_goes_its_own_way_and_groups_pass_it_by() -> None:
+    async def scenario() -> None:
+        gate, alone = Gate(), asyncio.Event()
+
+        async def run_alone(item: str) -> Any:
+            await alone.wait()
+            return "alone", item
+
+        coalescer: Coalescer[str, Any] = Coalescer(gate, key=str, alone=run_alone)
+        (lone,) = await started(coalescer.call("x"))
+        calls = await started(*(coalescer.call(item) for item in "axb"))
+        gate.let()
+        assert await calls[0] == ("done", "a")
+        assert await calls[2] == ("done", "b")
+        joining = (await started(coalescer.join()))[0]
+        assert gate.groups == [["a", "b"]]
+        assert [task.done() for task in (lone, calls[1], joining)] == [False] * 3
+        alone.set()
+        assert await asyncio.gather(lone, calls[1]) == [("alone", "x"), ("done", "x")]
+        await joining
+        assert await coalescer.call("y") == ("alone", "y")
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("ends", ["error", "cancel"])
+def test_a_lone_caller_that_fails_or_is_cancelled_leaves_its_key_to_the_next_one(ends: str) -> None:
+    async def scenario() -> None:
+        alone = asyncio.Event()
+
+        async def run_alone(item: str) -> Any:
+            await alone.wait()
+            raise KeyError(item)
+
+        gate = Gate()
+        coalescer: Coalescer[str, Any] = Coalescer(gate, key=str, alone=run_alone)
+        lone, waiting = await started(coalescer.call("x"), coalescer.call("x"))
+        gate.let()
+        if ends == "error":
+            alone.set()
+        else:
+            lone.cancel()
+        with pytest.raises(KeyError if ends == "error" else asyncio.CancelledError):
+            await lone
+        assert await waiting == ("done", "x")
+        await coalescer.join()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_coalescers_that_share_their_activity_know_of_one_another_who_is_alone(shared: bool) -> None:
+    async def scenario() -> None:
+        gate, own_way, activity = Gate(), Gate(), Activity()
+
+        async def run_alone(item: str) -> Any:
+            return (await own_way((item,)))[0]
+
+        one, other = (
+            Coalescer[str, Any](gate, alone=run_alone, activity=activity if shared else None) for _ in range(2)
+        )
+        calls = await started(one.call("a"), *(other.call(item) for item in "bcd"))
+        await turns()
+        assert own_way.groups == ([["a"]] if shared else [["a"], ["b"]])
+        assert gate.groups == ([["b", "c", "d"]] if shared else [["c", "d"]])
+        own_way.let()
+        gate.let()
+        await asyncio.gather(*calls)
+        assert activity.calls == 0
+        assert await one.call("e") == ("done", "e")
+        assert own_way.groups[-1] == ["e"]
+
+    asyncio.run(scenario())
+
+
 CALLS = st.lists(
     st.tuples(
         st.integers(0, 6),  # event loop turns before the call
@@ -401,21 +575,64 @@ CALLS = st.lists(
 
 
 @settings(max_examples=300, deadline=None)
-@given(calls=CALLS, max_size=st.integers(1, 5), keyed=st.booleans(), turns=st.integers(0, 3))
+@given(
+    calls=CALLS,
+    max_size=st.integers(1, 5),
+    max_in_flight=st.integers(1, 3),
+    keyed=st.booleans(),
+    own_way=st.booleans(),
+    turns=st.integers(0, 3),
+)
 def test_every_caller_gets_its_own_result_exactly_once_whatever_arrives_fails_or_is_cancelled(  # noqa: C901
-    calls: list[tuple[int, str, int, int | None]], max_size: int, keyed: bool, turns: int
+    calls: list[tuple[int, str, int, int | None]],
+    max_size: int,
+    max_in_flight: int,
+    keyed: bool,
+    own_way: bool,
+    turns: int,
 ) -> None:
     runs: Counter[int] = Counter()
     order: defaultdict[int, list[int]] = defaultdict(list)
     unavailable: set[int] = set()
+    groups_in_flight: list[object] = []
+    keys_in_flight: list[int] = []
+
+    async def flight(items: Sequence[tuple[int, str, int]]) -> None:
+        keys = [key for _, _, key in items] if keyed else []
+        assert not set(keys) & set(keys_in_flight)
+        keys_in_flight.extend(keys)
+        try:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        finally:
+            for key in keys:
+                keys_in_flight.remove(key)
+
+    async def run_alone(item: tuple[int, str, int]) -> int:
+        await flight((item,))
+        number, kind, key = item
+        if kind == "unavailable":
+            unavailable.add(number)
+            raise StoreUnavailableError
+        if kind == "raise":
+            raise ArithmeticError(number)
+        runs[number] += 1
+        order[key].append(number)
+        if kind == "outcome":
+            raise KeyError(number)
+        return number
 
     async def run(items: Sequence[tuple[int, str, int]]) -> list[Any]:
         assert len(items) <= max_size
+        assert len(groups_in_flight) < max_in_flight
         if keyed:
             keys = [key for _, _, key in items]
             assert keys == sorted(set(keys))
-        for _ in range(turns):
-            await asyncio.sleep(0)
+        groups_in_flight.append(items)
+        try:
+            await flight(items)
+        finally:
+            groups_in_flight.remove(items)
         kinds = {kind for _, kind, _ in items}
         if "unavailable" in kinds:
             unavailable.update(number for number, _, _ in items)
@@ -429,7 +646,11 @@ def test_every_caller_gets_its_own_result_exactly_once_whatever_arrives_fails_or
 
     async def scenario() -> list[Any]:
         coalescer: Coalescer[tuple[int, str, int], int] = Coalescer(
-            run, max_size=max_size, key=(lambda item: item[2]) if keyed else None
+            run,
+            max_size=max_size,
+            key=(lambda item: item[2]) if keyed else None,
+            max_in_flight=max_in_flight,
+            alone=run_alone if own_way else None,
         )
         arrived: list[int] = []
 
@@ -453,7 +674,7 @@ def test_every_caller_gets_its_own_result_exactly_once_whatever_arrives_fails_or
         await asyncio.gather(*cancellers)
         await coalescer.join()
         ranks = {number: rank for rank, number in enumerate(arrived)}
-        for numbers in order.values():
+        for numbers in order.values() if keyed or (max_in_flight == 1 and not own_way) else ():
             assert numbers == sorted(numbers, key=ranks.__getitem__)
         return results
 

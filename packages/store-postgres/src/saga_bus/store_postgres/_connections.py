@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from saga_bus.store import InvalidSagaError, StoreUnavailableError
 from saga_bus.store_postgres._alone import retried
 from saga_bus.store_postgres._errors import DRIVER_ERRORS, ROLLED_BACK, sqlstate_of, translated
 
-__all__ = ["Connections", "Lane", "PoolSettings", "is_usable"]
+__all__ = ["Connections", "Lane", "Lanes", "PoolSettings", "is_usable"]
 
 # Each lane keeps a connection, six in all. A smaller pool than this keeps none, so that no operation starves.
 _LEAST_FOR_KEEPING = 8
@@ -242,3 +242,30 @@ class Lane:
         if self._connections.keeps:
             self._kept = connection
         return connection
+
+
+class Lanes:
+    """As many lanes as groups of one kind may be in flight.
+
+    Args:
+        connections: The pool.
+        count: How many.
+    """
+
+    def __init__(self, connections: Connections, count: int) -> None:
+        self._lanes = [Lane(connections) for _ in range(count)]
+        self._idle = list(self._lanes)
+
+    @contextmanager
+    def idle(self) -> Iterator[Lane]:
+        """A lane that nobody else uses meanwhile."""
+        lane = self._idle.pop()
+        try:
+            yield lane
+        finally:
+            self._idle.append(lane)
+
+    async def close(self) -> None:
+        """Give the kept connections back."""
+        for lane in self._lanes:
+            await lane.close()

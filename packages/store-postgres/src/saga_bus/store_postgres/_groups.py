@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from saga_bus.store import SagaRow, SagaStoreError, StoreUnavailableError
+from saga_bus.store import Activity, Coalescer, SagaRow, SagaStoreError, StoreUnavailableError
 from saga_bus.store_postgres import _alone as alone
-from saga_bus.store_postgres._connections import Connections, Lane
-from saga_bus.store_postgres._dispatch import Activity, Dispatcher
+from saga_bus.store_postgres._connections import Connections, Lane, Lanes
 from saga_bus.store_postgres._documents import row_texts
 from saga_bus.store_postgres._errors import ROLLED_BACK, sqlstate_of
 from saga_bus.store_postgres._outcomes import conflict_of_insert, conflict_of_write
@@ -24,6 +23,7 @@ WriteOutcome = BaseException | bool | None
 
 # Two commits may be on their way at once: the server then writes them to its disk together.
 _WRITE_LANES = 2
+_READ_LANES = 1
 # A group's parameters travel in one message, of which PostgreSQL takes 1 GB.
 _GROUP_BYTES = 64 * 1024 * 1024
 
@@ -55,26 +55,28 @@ class Groups:
     def __init__(self, connections: Connections, statements: Statements) -> None:
         self._connections = connections
         self._statements = statements
-        activity = Activity(Lane(connections))
-        reading = [Lane(connections)]
-        inserting, updating = ([Lane(connections) for _ in range(_WRITE_LANES)] for _ in range(2))
-        self._lanes = [activity.lane, *reading, *inserting, *updating]
-        self._reads: Dispatcher[Lane, _Read, str | None] = Dispatcher(
-            self._read, reading, activity, alone=self._read_alone
+        # A lone caller reads and writes on one lane, so that one process of the server is at work instead of two.
+        self._lone = Lane(connections)
+        self._reading = Lanes(connections, _READ_LANES)
+        self._inserting = Lanes(connections, _WRITE_LANES)
+        self._updating = Lanes(connections, _WRITE_LANES)
+        activity = Activity()
+        self._reads: Coalescer[_Read, str | None] = Coalescer(
+            self._read, alone=self._read_alone, max_in_flight=_READ_LANES, activity=activity
         )
-        self._inserts: Dispatcher[Lane, _Insert, WriteOutcome] = Dispatcher(
-            self._insert, inserting, activity, alone=self._insert_alone, key=_key
+        self._inserts: Coalescer[_Insert, WriteOutcome] = Coalescer(
+            self._insert, alone=self._insert_alone, max_in_flight=_WRITE_LANES, key=_key, activity=activity
         )
-        self._updates: Dispatcher[Lane, _Update, WriteOutcome] = Dispatcher(
-            self._update, updating, activity, alone=self._update_alone, key=_key
+        self._updates: Coalescer[_Update, WriteOutcome] = Coalescer(
+            self._update, alone=self._update_alone, max_in_flight=_WRITE_LANES, key=_key, activity=activity
         )
 
     async def close(self) -> None:
         """Wait for what is in hand and give the connections back."""
-        for dispatcher in (self._reads, self._inserts, self._updates):
-            await dispatcher.join()
-        for lane in self._lanes:
-            await lane.close()
+        for coalescer in (self._reads, self._inserts, self._updates):
+            await coalescer.join()
+        for lanes in (self._lone, self._reading, self._inserting, self._updating):
+            await lanes.close()
 
     async def get(self, key: Key, saga_name: str, value: str) -> bytes | None:
         """Fetch a document.
@@ -125,14 +127,20 @@ class Groups:
 
     # -- reads ---------------------------------------------------------------------------------------------
 
-    async def _read_alone(self, lane: Lane, item: _Read) -> str | None:
-        return (await self._read(lane, (item,)))[0]
+    async def _read_alone(self, item: _Read) -> str | None:
+        return await self._read_one(self._lone, item)
 
-    async def _read(self, lane: Lane, items: Sequence[_Read]) -> Sequence[str | None]:
-        if len(items) == 1:
-            ((key, saga_name, value),) = items
-            rows = await lane.read(self._statements.get_one[key], saga_name, value)
-            return [rows[0][0] if rows else None]
+    async def _read(self, items: Sequence[_Read]) -> Sequence[str | None]:
+        with self._reading.idle() as lane:
+            if len(items) == 1:
+                return [await self._read_one(lane, items[0])]
+            return await self._read_many(lane, items)
+
+    async def _read_one(self, lane: Lane, item: _Read) -> str | None:
+        rows = await lane.read(self._statements.get_one[item.key], item.saga_name, item.value)
+        return rows[0][0] if rows else None
+
+    async def _read_many(self, lane: Lane, items: Sequence[_Read]) -> Sequence[str | None]:
         documents: list[str | None] = [None] * len(items)
         for key in _KEYS:
             places = [place for place, item in enumerate(items) if item.key == key]
@@ -144,15 +152,15 @@ class Groups:
 
     # -- updates -------------------------------------------------------------------------------------------
 
-    async def _update_alone(self, lane: Lane, item: _Update) -> WriteOutcome:
-        # It may wait for a lock: others have the other lane meanwhile.
+    async def _update_alone(self, item: _Update) -> WriteOutcome:
         try:
-            return await alone.update(lane.write, self._statements, item.row, item.expected_version) or None
+            return await alone.update(self._lone.write, self._statements, item.row, item.expected_version) or None
         except StoreUnavailableError as error:
             return _all_alone(error, (item,))[0]
 
-    async def _update(self, lane: Lane, items: Sequence[_Update]) -> Sequence[WriteOutcome]:
-        return await _in_parts(items, lambda part: self._update_part(lane, part))
+    async def _update(self, items: Sequence[_Update]) -> Sequence[WriteOutcome]:
+        with self._updating.idle() as lane:
+            return await _in_parts(items, lambda part: self._update_part(lane, part))
 
     async def _update_part(self, lane: Lane, items: Sequence[_Update]) -> Sequence[WriteOutcome]:
         try:
@@ -182,14 +190,15 @@ class Groups:
 
     # -- inserts -------------------------------------------------------------------------------------------
 
-    async def _insert_alone(self, lane: Lane, item: _Insert) -> WriteOutcome:
+    async def _insert_alone(self, item: _Insert) -> WriteOutcome:
         try:
-            return await alone.insert(lane.write, self._statements, item.row, item.correlation_id) or None
+            return await alone.insert(self._lone.write, self._statements, item.row, item.correlation_id) or None
         except StoreUnavailableError as error:
             return _all_alone(error, (item,))[0]
 
-    async def _insert(self, lane: Lane, items: Sequence[_Insert]) -> Sequence[WriteOutcome]:
-        return await _in_parts(items, lambda part: self._insert_part(lane, part))
+    async def _insert(self, items: Sequence[_Insert]) -> Sequence[WriteOutcome]:
+        with self._inserting.idle() as lane:
+            return await _in_parts(items, lambda part: self._insert_part(lane, part))
 
     async def _insert_part(self, lane: Lane, items: Sequence[_Insert]) -> Sequence[WriteOutcome]:
         try:

@@ -1,7 +1,7 @@
 """Durable saga state: one contract for every database, and what a backend author needs to keep it."""
 
 from saga_bus.store.base import BaseSagaStore
-from saga_bus.store.coalesce import Coalescer
+from saga_bus.store.coalesce import Activity, Coalescer
 from saga_bus.store.codec import JsonStateCodec, StateCodec, TypedStateCodec
 from saga_bus.store.errors import (
     ConcurrencyError,
@@ -37,9 +37,10 @@ from saga_bus.store.query import CursorPosition, Page, SagaFilter, SagaOrder, Sa
 from saga_bus.store.registry import open_store
 from saga_bus.store.repository import SagaRepository
 from saga_bus.store.rows import FoundRow, SagaQuery, SagaRow
-from saga_bus.store.state import HasMetadata, SagaMetadata, SagaState, UntypedSagaState, new_saga_id
+from saga_bus.store.state import HasMetadata, SagaMetadata, SagaState, UntypedSagaState, new_saga_id, with_metadata
 
 __all__ = [
+    "Activity",
     "BaseSagaStore",
     "Coalescer",
     "ConcurrencyError",
@@ -86,4 +87,5 @@ __all__ = [
     "new_saga_id",
     "open_store",
     "version_conflict",
+    "with_metadata",
 ]

@@ -1,4 +1,4 @@
-"""The coalescer: calls that arrive while an earlier group is in flight leave together as the next group."""
+"""The coalescer: calls that arrive while others are in progress leave together in groups."""
 
 from __future__ import annotations
 
@@ -9,10 +9,21 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from saga_bus.store.errors import InvalidSagaError, StoreUnavailableError
 
-__all__ = ["Coalescer"]
+__all__ = ["Activity", "Coalescer"]
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
+
+
+class Activity:
+    """How many calls are in progress on the coalescers that share it.
+
+    A store that has a coalescer for each kind of operation shares one among them: a caller is then alone when no
+    other one does anything, and the first call of a burst of one kind leaves with the others of that burst.
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0
 
 
 class _Call(NamedTuple, Generic[ItemT, ResultT]):
@@ -24,8 +35,9 @@ class _Call(NamedTuple, Generic[ItemT, ResultT]):
 class Coalescer(Generic[ItemT, ResultT]):
     """Groups concurrent calls into one statement, pipeline or transaction; there is no timer.
 
-    A call that finds nothing in flight runs at once and alone. Calls that arrive meanwhile wait and leave
-    together. Each keeps its own result or error, and none is stopped by another one's cancellation.
+    A call that finds no other one in progress runs at once and alone. Other calls leave together: those of one turn
+    of the event loop, and those that arrive while as many groups are in flight as may be. Each keeps its own result
+    or error, and none is stopped by another one's cancellation.
 
     Args:
         run: Runs a group and returns one outcome for each item, in order; an outcome that is an exception
@@ -33,12 +45,16 @@ class Coalescer(Generic[ItemT, ResultT]):
             one bad item does not fail its neighbours, except after a `StoreUnavailableError`, which every
             caller gets.
         max_size: The most items in a group.
-        key: What two items of one group may not share, and what a group is sorted by: groups that lock
-            rows in one order cannot deadlock. Calls of the same key run in the order of their arrival.
-            Without it a group is in the order of arrival and may hold anything.
+        key: What no two items may share that are in flight at the same time, and what a group is sorted by:
+            groups that lock rows in one order cannot deadlock. Calls of the same key run in the order of their
+            arrival. Without it a group is in the order of arrival and may hold anything.
+        max_in_flight: The most groups in flight. With more than one, ``run`` is called while it runs.
+        alone: Runs the item of a lone caller, instead of a group of one. It does not count as a group in flight, so
+            groups pass it by: it may wait for a lock that a group must not wait for.
+        activity: Shared by the coalescers of a store; without it only this one's calls tell who is alone.
 
     Raises:
-        InvalidSagaError: ``max_size`` is less than 1.
+        InvalidSagaError: ``max_size`` or ``max_in_flight`` is less than 1.
     """
 
     def __init__(
@@ -47,15 +63,25 @@ class Coalescer(Generic[ItemT, ResultT]):
         *,
         max_size: int = 128,
         key: Callable[[ItemT], Any] | None = None,
+        max_in_flight: int = 1,
+        alone: Callable[[ItemT], Awaitable[ResultT]] | None = None,
+        activity: Activity | None = None,
     ) -> None:
         if max_size < 1:
             raise InvalidSagaError(f"max_size must be at least 1, not {max_size}")
+        if max_in_flight < 1:
+            raise InvalidSagaError(f"max_in_flight must be at least 1, not {max_in_flight}")
         self._run = run
         self._max_size = max_size
         self._key = key
+        self._alone = alone
+        self._max_in_flight = self._free = max_in_flight
+        self._activity = Activity() if activity is None else activity
         self._waiting: deque[_Call[ItemT, ResultT]] = deque()
-        self._busy = False
-        self._drainer: asyncio.Task[None] | None = None  # the loop itself holds tasks weakly
+        self._keys: set[Any] = set()  # of what is in flight
+        self._lone = False
+        self._starting = False  # a drainer was made that has not looked yet
+        self._drainers: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
         self._joining: list[asyncio.Future[None]] = []
 
     async def call(self, item: ItemT) -> ResultT:
@@ -67,83 +93,117 @@ class Coalescer(Generic[ItemT, ResultT]):
         Returns:
             The item's own result.
         """
-        if self._busy:
-            key = None if self._key is None else self._key(item)
+        key = None if self._key is None else self._key(item)
+        activity = self._activity
+        activity.calls += 1
+        try:
+            if activity.calls == 1 and self._free == self._max_in_flight:  # a cancelled caller's group flies on
+                return await self._call_alone(item, key)
             future: asyncio.Future[ResultT] = asyncio.get_running_loop().create_future()
             self._waiting.append(_Call(item, key, future))
+            self._start()
             return await future
-        self._busy = True
-        try:
-            (outcome,) = _counted(await self._run((item,)), 1)
         finally:
-            self._hand_over()
-        if isinstance(outcome, BaseException):
-            raise outcome
-        return outcome
+            activity.calls -= 1
 
     async def join(self) -> None:
         """Wait until nothing is in flight or waiting; for use while closing, when no new call arrives."""
-        if self._busy:
+        if not self._is_idle():
             idle = asyncio.get_running_loop().create_future()
             self._joining.append(idle)
             await idle
 
-    def _hand_over(self) -> None:
-        while self._waiting and self._waiting[0].future.done():  # its caller was cancelled, as all are at a loop's end
-            self._waiting.popleft()
-        if self._waiting:
-            self._drainer = asyncio.get_running_loop().create_task(self._drain())
-        else:
-            self._become_idle()
+    # -- a lone call ---------------------------------------------------------------------------------------
 
-    def _become_idle(self) -> None:
-        self._busy = False
-        self._drainer = None
-        for idle in self._joining:
-            if not idle.done():
-                idle.set_result(None)
-        self._joining.clear()
+    async def _call_alone(self, item: ItemT, key: Any) -> ResultT:
+        self._keys.add(key)
+        self._lone = True
+        try:
+            if self._alone is not None:
+                return await self._alone(item)
+            self._free -= 1
+            try:
+                (outcome,) = _counted(await self._run((item,)), 1)
+            finally:
+                self._free += 1
+        finally:
+            self._lone = False
+            self._keys.discard(key)
+            while self._waiting and self._waiting[0].future.done():  # cancelled, as all are at a loop's end
+                self._waiting.popleft()
+            if self._waiting:
+                self._start()
+            self._tell_joining()
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    # -- groups --------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """Have one more drainer look in the next turn, so that the other calls of this turn are there, too."""
+        if self._free and not self._starting:
+            self._free -= 1
+            self._starting = True
+            drainer = asyncio.get_running_loop().create_task(self._drain())
+            self._drainers.add(drainer)
+            drainer.add_done_callback(self._drainers.discard)
 
     async def _drain(self) -> None:
+        self._starting = False
         group: list[_Call[ItemT, ResultT]] = []
         try:
             while self._waiting:
                 self._fill(group)
-                if group:
-                    outcomes = await self._outcomes([call.item for call in group])
-                    for call, outcome in zip(group, outcomes, strict=True):
-                        _settle(call.future, outcome)
-                    group.clear()
+                if not group:
+                    break  # what waits goes on when the calls of its keys have landed
+                if self._waiting and len(group) == self._max_size:
+                    self._start()
+                outcomes = await self._outcomes([call.item for call in group])
+                for call, outcome in zip(group, outcomes, strict=True):
+                    _settle(call.future, outcome)
+                self._land(group)
                 # The callers that were just answered get a turn, so that their next calls join the next group.
                 await asyncio.sleep(0)
         except Exception as error:  # noqa: BLE001 - keys that cannot be compared, say; else the callers would hang
-            for call in (*group, *self._waiting):
+            for call in self._given_up(group):
                 _settle(call.future, error)
-        finally:
-            for call in (*group, *self._waiting):  # only a stopped event loop leaves any
+        except BaseException:  # only a stopped event loop
+            for call in self._given_up(group):
                 call.future.cancel()
-            self._waiting.clear()
-            self._become_idle()
+            raise
+        finally:
+            self._land(group)
+            self._free += 1
+            self._tell_joining()
 
     def _fill(self, group: list[_Call[ItemT, ResultT]]) -> None:
-        taken: set[Any] = set()
         later: list[_Call[ItemT, ResultT]] = []
         try:
             while self._waiting and len(group) < self._max_size:
                 call = self._waiting[0]
-                repeated = self._key is not None and call.key in taken
+                taken = self._key is not None and call.key in self._keys
                 self._waiting.popleft()
                 if call.future.done():  # its caller was cancelled before it was sent
                     continue
-                if repeated:
+                if taken:
                     later.append(call)
                 else:
-                    taken.add(call.key)
+                    self._keys.add(call.key)
                     group.append(call)
         finally:
             self._waiting.extendleft(reversed(later))
         if self._key is not None:
             group.sort(key=lambda call: call.key)
+
+    def _land(self, group: list[_Call[ItemT, ResultT]]) -> None:
+        self._keys.difference_update([call.key for call in group])
+        group.clear()
+
+    def _given_up(self, group: list[_Call[ItemT, ResultT]]) -> list[_Call[ItemT, ResultT]]:
+        calls = [*group, *self._waiting]
+        self._waiting.clear()
+        return calls
 
     async def _outcomes(self, items: list[ItemT]) -> Sequence[ResultT | BaseException]:
         try:
@@ -161,6 +221,18 @@ class Coalescer(Generic[ItemT, ResultT]):
             if len(items) == 1:
                 return [error]
             return [(await self._outcomes([item]))[0] for item in items]
+
+    # -- the end -------------------------------------------------------------------------------------------
+
+    def _is_idle(self) -> bool:
+        return self._free == self._max_in_flight and not (self._lone or self._waiting)
+
+    def _tell_joining(self) -> None:
+        if self._joining and self._is_idle():
+            for idle in self._joining:
+                if not idle.done():
+                    idle.set_result(None)
+            self._joining.clear()
 
 
 class _WrongCountError(RuntimeError):
