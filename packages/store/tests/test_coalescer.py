@@ -395,6 +395,26 @@ def test_a_stopped_loop_leaves_no_hung_call_and_no_warning(
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+def test_callers_who_call_again_as_soon_as_they_are_answered_join_the_next_group() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        coalescer: Coalescer[str, Any] = Coalescer(gate)
+
+        async def twice(item: str) -> None:
+            await coalescer.call(item)
+            await coalescer.call(item * 2)
+
+        calls = await started(coalescer.call("leader"), twice("a"), twice("b"))
+        gate.let(1)
+        await gate.entered(2)
+        calls += await started(coalescer.call("c"))
+        gate.let()
+        await asyncio.gather(*calls)
+        assert gate.groups == [["leader"], ["a", "b"], ["c", "aa", "bb"]]
+
+    asyncio.run(scenario())
+
+
 # -- several groups in flight ------------------------------------------------------------------------------
 
 
