@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from providers.errors import UnavailableError, UnknownBackendError
+from providers.mongodb import serve_mongodb
 from providers.mysql import serve_mysql
 from providers.postgres import serve_postgres
 from providers.sqlserver import serve_sqlserver
@@ -38,6 +39,7 @@ def _sqlite() -> Iterator[str]:
 # started. It raises `UnavailableError` where it cannot start any.
 PROVIDERS: Mapping[str, Serve] = {
     "inmemory": _inmemory,
+    "mongodb": serve_mongodb,
     "mysql": serve_mysql,
     "postgres": serve_postgres,
     "sqlite": _sqlite,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from run_conformance.mongodb import MongoTarget
 from run_conformance.mysql import MySqlTarget
 from run_conformance.postgres import PostgresTarget
 from run_conformance.sqlserver import SqlServerTarget
@@ -81,6 +82,7 @@ class Target(Protocol):
 
 TARGETS: Mapping[str, Callable[[str], Target]] = {
     "inmemory": InMemoryTarget,
+    "mongodb": MongoTarget,
     "mysql": MySqlTarget,
     "postgres": PostgresTarget,
     "sqlite": SqliteTarget,

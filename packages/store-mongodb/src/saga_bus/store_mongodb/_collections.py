@@ -1,0 +1,94 @@
+"""A collection as the store uses it: its own codec options, and concerns that lose no acknowledged write."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from bson.codec_options import CodecOptions
+from pymongo import AsyncMongoClient, ReadPreference
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
+
+from saga_bus.store import InvalidSagaError
+from saga_bus.store_mongodb._errors import driver_errors
+from saga_bus.store_mongodb._location import Location
+
+__all__ = ["Client", "Collections", "check_acknowledged", "collections_of", "owned_client"]
+
+Client = AsyncMongoClient[dict[str, Any]]
+
+# Without them, a server that is not there is waited for 30 seconds, and an answer that does not come for ever.
+_TIMEOUTS = {"timeoutMS": 60_000, "serverSelectionTimeoutMS": 10_000}
+_SETS_OTHER_TIMEOUTS = ("timeoutms", "sockettimeoutms", "waitqueuetimeoutms", "wtimeoutms")
+# Whatever the client's own ones are: the documents are the store's.
+_CODEC_OPTIONS: CodecOptions[dict[str, Any]] = CodecOptions(document_class=dict)
+
+
+class Collections(NamedTuple):
+    """One collection, with two kinds of options.
+
+    Args:
+        sagas: Writes are majority and journaled, reads majority on the primary, unless the client says otherwise.
+        latest: Reads see what is there now on the primary, to say why a write found no match.
+        database: The database, with the options of ``sagas``.
+    """
+
+    sagas: AsyncCollection[dict[str, Any]]
+    latest: AsyncCollection[dict[str, Any]]
+    database: AsyncDatabase[dict[str, Any]]
+
+
+def owned_client(location: Location) -> Client:
+    """A client on a URL; it connects when it is first used.
+
+    Args:
+        location: The URL.
+
+    Raises:
+        SagaStoreError: pymongo refuses one of its options.
+    """
+    options = location.options
+    own: dict[str, Any] = {}
+    if not any(name in options for name in _SETS_OTHER_TIMEOUTS):
+        own["timeoutMS"] = _TIMEOUTS["timeoutMS"]
+    if "serverselectiontimeoutms" not in options:
+        own["serverSelectionTimeoutMS"] = _TIMEOUTS["serverSelectionTimeoutMS"]
+    with driver_errors(writing=False):
+        return AsyncMongoClient(location.url, **own)
+
+
+def check_acknowledged(w: Any) -> None:
+    """Refuse writes that nobody answers: a store could not tell a conflict from a success.
+
+    Args:
+        w: The ``w`` of a write concern.
+
+    Raises:
+        InvalidSagaError: It is 0.
+    """
+    if w == 0:
+        raise InvalidSagaError("w=0 is refused: without an answer a store cannot tell a conflict from a success")
+
+
+def collections_of(client: Client, database: str, name: str) -> Collections:
+    """The collection of a name.
+
+    Args:
+        client: The client, whose own concerns and read preference count where it has any.
+        database: The database's name.
+        name: The collection's name.
+    """
+    said = client.write_concern.document
+    safe = {"w": "majority"} if "fsync" in said else {"w": "majority", "j": True}
+    place = client.get_database(
+        database,
+        codec_options=_CODEC_OPTIONS,
+        write_concern=WriteConcern(**{**safe, **said}),
+        read_concern=client.read_concern if client.read_concern.level else ReadConcern("majority"),
+        read_preference=client.read_preference,
+    )
+    collection = place.get_collection(name)
+    latest = place.get_collection(name, read_concern=ReadConcern("local"), read_preference=ReadPreference.PRIMARY)
+    return Collections(collection, latest, place)

@@ -1,0 +1,150 @@
+"""A private SecantusDB on a free loopback port: a server of MongoDB's protocol on MongoDB's storage engine, from PyPI.
+
+It stands in for MongoDB where no real server is given by ``SAGA_TEST_MONGODB_URL``. Its data folder is made for it and
+removed with it. It can be stopped, killed and started again, for fault tests.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
+
+from providers.errors import UnavailableError
+
+__all__ = ["PrivateMongo", "serve_mongodb"]
+
+_START_TIMEOUT = 60.0
+_POLL = 0.05
+_PROGRAM = "secantusd-py"
+
+
+class PrivateMongo:
+    """One server; `start` it first, and `remove` it at the end.
+
+    Args:
+        options: Options of the program beside those that it needs here, such as ``("--auth",)``.
+        folder: The data folder of a server that ran before; it is left in place.
+    """
+
+    host = "127.0.0.1"
+
+    def __init__(self, options: Sequence[str] = (), folder: Path | None = None) -> None:
+        self._program = _find_program()
+        self.options = tuple(options)
+        self._keeps = folder is not None
+        self._folder = folder or Path(tempfile.mkdtemp(prefix="saga-bus-mongodb-"))
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = _free_port()
+
+    @property
+    def url(self) -> str:
+        """The URL of a database on it; directly, because the server calls itself a replica set of one."""
+        return f"mongodb://{self.host}:{self.port}/sagas?directConnection=true"
+
+    def start(self) -> None:
+        """Start the server and wait until it answers.
+
+        Raises:
+            UnavailableError: It does not come up.
+        """
+        deadline = time.monotonic() + _START_TIMEOUT
+        while time.monotonic() < deadline:
+            with (self._folder / "log").open("ab") as log:
+                self._process = subprocess.Popen(
+                    [
+                        str(self._program),
+                        *("--host", self.host, "--port", str(self.port)),
+                        *("--storage-path", str(self._folder / "data")),
+                        "--sync-on-commit",  # or a SIGKILL loses acknowledged writes
+                        *self.options,
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=self._folder,
+                )
+            while self._process.poll() is None and time.monotonic() < deadline:
+                if self._is_ready():
+                    return
+                time.sleep(_POLL)
+        log_tail = (self._folder / "log").read_text(encoding="utf-8", errors="replace")[-2000:]
+        raise UnavailableError(f"SecantusDB did not start:\n{log_tail}")
+
+    def stop(self) -> None:
+        """Stop the server as an administrator does."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill the server with SIGKILL."""
+        self._end(signal.SIGKILL)
+
+    def remove(self) -> None:
+        """End the server and remove its folder."""
+        self.kill()
+        if not self._keeps:
+            shutil.rmtree(self._folder)
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(number)
+            try:
+                self._process.wait(30)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._process = None
+
+    def _is_ready(self) -> bool:
+        client: MongoClient[dict[str, Any]]
+        with MongoClient(self.host, self.port, directConnection=True, serverSelectionTimeoutMS=500) as client:
+            try:
+                client.admin.command("hello")
+            except PyMongoError:
+                return False
+        return True
+
+
+@contextmanager
+def serve_mongodb() -> Iterator[str]:
+    """A private server for a while.
+
+    Yields:
+        Its URL.
+
+    Raises:
+        UnavailableError: SecantusDB is not installed, or it does not start.
+    """
+    server = PrivateMongo()
+    try:
+        server.start()
+        yield server.url
+    finally:
+        server.remove()
+
+
+def _find_program() -> Path:
+    for folder in (sysconfig.get_path("scripts"), Path(sys.executable).parent):
+        program = Path(folder) / _PROGRAM
+        if program.exists():
+            return program
+    raise UnavailableError("no MongoDB: give SAGA_TEST_MONGODB_URL, or install SecantusDB (on Linux, x86_64)")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
