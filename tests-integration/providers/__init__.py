@@ -17,9 +17,11 @@ from providers.errors import UnavailableError, UnknownBackendError
 from providers.mongodb import serve_mongodb
 from providers.mysql import serve_mysql
 from providers.postgres import serve_postgres
+from providers.prisma import serve_prisma
+from providers.redis import serve_redis, serve_redis_cluster
 from providers.sqlserver import serve_sqlserver
 
-__all__ = ["PROVIDERS", "Serve", "UnavailableError", "UnknownBackendError", "required_backends", "serve"]
+__all__ = ["BROKER_NAMES", "PROVIDERS", "Serve", "UnavailableError", "UnknownBackendError", "required_backends", "serve"]
 
 Serve = Callable[[], AbstractContextManager[str]]
 
@@ -42,13 +44,19 @@ PROVIDERS: Mapping[str, Serve] = {
     "mongodb": serve_mongodb,
     "mysql": serve_mysql,
     "postgres": serve_postgres,
+    "prisma": serve_prisma,
+    "redis": serve_redis,
+    "redis_cluster": serve_redis_cluster,
     "sqlite": _sqlite,
     "sqlserver": serve_sqlserver,
 }
 
+# The message brokers, which `brokers` has: SAGA_TEST_REQUIRE may name them, too.
+BROKER_NAMES = frozenset({"kafka", "nats", "rabbitmq", "redis-streams"})
+
 
 def required_backends(environment: Mapping[str, str] = os.environ) -> frozenset[str]:
-    """The backends that must not be skipped, by ``SAGA_TEST_REQUIRE``.
+    """The backends and brokers that must not be skipped, by ``SAGA_TEST_REQUIRE``.
 
     Args:
         environment: The environment variables.
@@ -58,8 +66,8 @@ def required_backends(environment: Mapping[str, str] = os.environ) -> frozenset[
     """
     named = {name for part in environment.get("SAGA_TEST_REQUIRE", "").split(",") if (name := part.strip())}
     if "all" in named:
-        named = (named - {"all"}) | set(PROVIDERS)
-    for name in sorted(named):
+        named = (named - {"all"}) | set(PROVIDERS) | BROKER_NAMES
+    for name in sorted(named - BROKER_NAMES):
         _known(name)
     return frozenset(named)
 

@@ -23,7 +23,7 @@ import psutil
 
 from providers.errors import UnavailableError
 
-__all__ = ["PrivatePostgres", "find_program", "serve_postgres"]
+__all__ = ["PrivatePostgres", "find_program", "free_port", "serve_postgres", "unprivileged_user"]
 
 _START_TIMEOUT = 60.0
 _POLL = 0.05
@@ -40,11 +40,11 @@ class PrivatePostgres:
     def __init__(self, settings: dict[str, str] | None = None) -> None:
         self._binaries = _binaries()
         self._settings = settings or {}
-        self._user = _user()
+        self._user = unprivileged_user()
         self._folder = Path(tempfile.mkdtemp(prefix="saga-bus-postgres-"))
         self._process: subprocess.Popen[bytes] | None = None
         self.host = "127.0.0.1"
-        self.port = _free_port()
+        self.port = free_port()
         try:
             if self._user is not None:
                 shutil.chown(self._folder, self._user)
@@ -218,17 +218,23 @@ def _copied(binaries: Path, folder: Path) -> Path:
     return folder / package.name / binaries.relative_to(package)
 
 
-def _user() -> str | None:
+def unprivileged_user() -> str | None:
+    """Whom to run a server as that refuses to run as root; None where this process is not root.
+
+    Raises:
+        UnavailableError: There is nobody else.
+    """
     if os.getuid() != 0:
         return None
     known = {entry.pw_name for entry in pwd.getpwall()}
     for name in _USERS:
         if name in known:
             return name
-    raise UnavailableError("PostgreSQL does not run as root, and there is no other user to run it as")
+    raise UnavailableError("the server does not run as root, and there is no other user to run it as")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback address that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 from run_conformance.mongodb import MongoTarget
 from run_conformance.mysql import MySqlTarget
 from run_conformance.postgres import PostgresTarget
+from run_conformance.prisma import PrismaTarget
+from run_conformance.redis import RedisTarget
 from run_conformance.sqlserver import SqlServerTarget
 from saga_bus.store.conformance import Hooks
 from saga_bus.store_inmemory import InMemorySagaStore
@@ -85,6 +87,9 @@ TARGETS: Mapping[str, Callable[[str], Target]] = {
     "mongodb": MongoTarget,
     "mysql": MySqlTarget,
     "postgres": PostgresTarget,
+    "prisma": PrismaTarget,
+    "redis": RedisTarget,
+    "redis_cluster": RedisTarget,
     "sqlite": SqliteTarget,
     "sqlserver": SqlServerTarget,
 }
