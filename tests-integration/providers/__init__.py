@@ -19,6 +19,7 @@ from providers.mysql import serve_mysql
 from providers.postgres import serve_postgres
 from providers.prisma import serve_prisma
 from providers.redis import serve_redis, serve_redis_cluster
+from providers.redis import serve_redis, serve_redis_cluster
 from providers.sqlserver import serve_sqlserver
 
 __all__ = ["BROKER_NAMES", "PROVIDERS", "Serve", "UnavailableError", "UnknownBackendError", "required_backends", "serve"]
@@ -45,6 +46,8 @@ PROVIDERS: Mapping[str, Serve] = {
     "mysql": serve_mysql,
     "postgres": serve_postgres,
     "prisma": serve_prisma,
+    "redis": serve_redis,
+    "redis_cluster": serve_redis_cluster,
     "redis": serve_redis,
     "redis_cluster": serve_redis_cluster,
     "sqlite": _sqlite,

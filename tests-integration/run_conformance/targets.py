@@ -14,6 +14,7 @@ from run_conformance.mysql import MySqlTarget
 from run_conformance.postgres import PostgresTarget
 from run_conformance.prisma import PrismaTarget
 from run_conformance.redis import RedisTarget
+from run_conformance.redis import RedisTarget
 from run_conformance.sqlserver import SqlServerTarget
 from saga_bus.store.conformance import Hooks
 from saga_bus.store_inmemory import InMemorySagaStore
@@ -88,6 +89,8 @@ TARGETS: Mapping[str, Callable[[str], Target]] = {
     "mysql": MySqlTarget,
     "postgres": PostgresTarget,
     "prisma": PrismaTarget,
+    "redis": RedisTarget,
+    "redis_cluster": RedisTarget,
     "redis": RedisTarget,
     "redis_cluster": RedisTarget,
     "sqlite": SqliteTarget,

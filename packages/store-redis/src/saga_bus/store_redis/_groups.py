@@ -1,0 +1,432 @@
+"""Groups: what several callers ask for at once becomes one script, and each gets its own outcome."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+
+from saga_bus.store import (
+    Coalescer,
+    DuplicateSagaError,
+    OutcomeUnknownError,
+    SagaRow,
+    SagaStoreError,
+    SchemaError,
+    StoreUnavailableError,
+    version_conflict,
+)
+from saga_bus.store.coalesce import Activity
+from saga_bus.store_redis._errors import error_of_reply
+from saga_bus.store_redis._keys import LAYOUT, Keys, parse_record, record_fields
+from saga_bus.store_redis._routes import Route, run_script
+from saga_bus.store_redis._scripts import READ, WRITE
+from saga_bus.store_redis._servers import Command
+
+__all__ = ["Candidate", "Groups", "Replication"]
+
+ItemT = TypeVar("ItemT", bound="_Read | _Write")
+ResultT = TypeVar("ResultT")
+Outcome = bool | list[str]
+
+_IN_FLIGHT = 2  # while the server works on one group, the next one is packed
+_MOST = 128
+_BYTES = 4 * 1024 * 1024  # one script runs at a time: a larger one would hold up everybody
+_GONE, _DANGLING = -1, -2
+_LAYOUT = b"%d" % LAYOUT
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(list[Outcome]).decode
+
+
+@dataclass(frozen=True)
+class Replication:
+    """How many replicas must have a write before it is acknowledged.
+
+    Args:
+        replicas: How many; 0 asks none.
+        timeout: How long to wait for them, in seconds.
+    """
+
+    replicas: int
+    timeout: float
+
+    def commands(self) -> list[Command]:
+        """What to send behind a write."""
+        return [[b"WAIT", b"%d" % self.replicas, b"%d" % (self.timeout * 1000)]] if self.replicas else []
+
+    def shortage(self, replies: Sequence[Any]) -> OutcomeUnknownError | None:
+        """What is wrong where too few replicas have the write.
+
+        Args:
+            replies: The replies to `commands`.
+        """
+        if not replies or (isinstance(replies[0], int) and replies[0] >= self.replicas):
+            return None
+        found = f"{replies[0]} of {self.replicas} replicas had it in time"
+        if not isinstance(replies[0], int):
+            found = f"the server refused to wait for replicas ({replies[0]})"
+        return OutcomeUnknownError(f"the write was applied, but {found}: a failover may lose it")
+
+
+class Candidate(NamedTuple):
+    """A completed saga that may be purged.
+
+    Args:
+        saga_id: Its id.
+        correlation_id: Its correlation id.
+        updated_at: The 18 digits of its last update.
+    """
+
+    saga_id: bytes
+    correlation_id: bytes
+    updated_at: bytes
+
+
+class _Read(NamedTuple):
+    keys: Keys
+    kind: bytes  # s for a saga, c for a correlation id
+    value: bytes
+
+    @property
+    def size(self) -> int:
+        return 0
+
+    def key(self) -> bytes:
+        return (self.keys.states if self.kind == b"s" else self.keys.pointers) + self.value
+
+
+class _Write(NamedTuple):
+    keys: Keys
+    saga_id: str
+    correlation_id: str | None  # where it is known, so that its key can be named
+    operation: str
+    expected: str
+    version: str
+    fields: tuple[str, str, str, str]  # created_at, updated_at, due_at, flags
+    document: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.document)
+
+
+class Groups:
+    """The five operations.
+
+    Args:
+        route: Where the keys are.
+        ttl: How long a completed saga lives, in milliseconds; None for ever.
+        replication: How many replicas must have a write.
+    """
+
+    def __init__(self, route: Route, ttl: int | None, replication: Replication) -> None:
+        self._route = route
+        self._ttl = b"" if ttl is None else b"%d" % ttl
+        self._replication = replication
+        activity = Activity()
+        self._reads: Coalescer[_Read, bytes | None] = Coalescer(
+            self._read, max_size=_MOST, max_in_flight=_IN_FLIGHT, alone=self._read_alone, activity=activity
+        )
+        self._writes: Coalescer[_Write, Outcome] = Coalescer(
+            self._write, key=_key, max_size=_MOST, max_in_flight=_IN_FLIGHT, activity=activity
+        )
+
+    async def close(self) -> None:
+        """Wait for what is in hand."""
+        await self._reads.join()
+        await self._writes.join()
+
+    # -- what the store asks for ---------------------------------------------------------------------------
+
+    async def get_by_id(self, keys: Keys, saga_id: str) -> bytes | None:
+        """Fetch a document.
+
+        Args:
+            keys: The keys of its type.
+            saga_id: The saga's id.
+        """
+        return await self._reads.call(_Read(keys, b"s", saga_id.encode()))
+
+    async def get_by_correlation_id(self, keys: Keys, correlation_id: str) -> bytes | None:
+        """Fetch a document.
+
+        Args:
+            keys: The keys of its type.
+            correlation_id: The saga's correlation id.
+        """
+        return await self._reads.call(_Read(keys, b"c", correlation_id.encode()))
+
+    async def insert(self, keys: Keys, row: SagaRow, correlation_id: str) -> bool:
+        """Insert a saga.
+
+        Args:
+            keys: The keys of its type.
+            row: The row.
+            correlation_id: Its correlation id.
+
+        Returns:
+            False if its type is not registered: nothing was written.
+
+        Raises:
+            DuplicateSagaError: A key is taken.
+        """
+        item = _Write(
+            keys, row.saga_id, correlation_id, "insert", "", str(row.version), record_fields(row), row.document
+        )
+        outcome = await self._writes.call(item)
+        if outcome is True:
+            return True
+        match outcome:
+            case ["unregistered"]:
+                return False
+            case ["saga_id" | "correlation_id" as conflict]:
+                raise DuplicateSagaError(
+                    saga_name=row.saga_name,
+                    saga_id=row.saga_id,
+                    correlation_id=correlation_id,
+                    conflict=conflict,
+                )
+        raise _unexpected(outcome)
+
+    async def update(self, keys: Keys, row: SagaRow, expected_version: int) -> None:
+        """Update a saga.
+
+        Args:
+            keys: The keys of its type.
+            row: The row.
+            expected_version: The version that must be there.
+
+        Raises:
+            ConcurrencyError: Another version is there, or none.
+        """
+        version = str(row.version)
+        item = _Write(
+            keys, row.saga_id, None, "update", str(expected_version), version, record_fields(row), row.document
+        )
+        await self._change(item, row.saga_name, expected_version)
+
+    async def delete(self, keys: Keys, saga_name: str, saga_id: str, expected_version: int | None) -> None:
+        """Delete a saga.
+
+        Args:
+            keys: The keys of its type.
+            saga_name: The saga's name.
+            saga_id: The saga's id.
+            expected_version: The version that must be there, None for any or none.
+
+        Raises:
+            ConcurrencyError: Another version is there, or none.
+        """
+        expected = "" if expected_version is None else str(expected_version)
+        item = _Write(keys, saga_id, None, "delete", expected, "", ("", "", "", ""), b"")
+        await self._change(item, saga_name, expected_version)
+
+    async def purge(self, keys: Keys, candidates: Sequence[Candidate]) -> int:
+        """Delete completed sagas that nobody touched since they were chosen; how many.
+
+        Args:
+            keys: The keys of their type.
+            candidates: The sagas.
+        """
+        deleted = 0
+        for first in range(0, len(candidates), _MOST):
+            items = [
+                _Write(
+                    *(keys, saga_id.decode(), correlation_id.decode(), "purge", "", ""),
+                    ("", updated_at.decode(), "", ""),
+                    b"",
+                )
+                for saga_id, correlation_id, updated_at in candidates[first : first + _MOST]
+            ]
+            for outcome in await self._write_part(items):
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                deleted += outcome is True
+        return deleted
+
+    async def _change(self, item: _Write, saga_name: str, expected_version: int | None) -> None:
+        outcome = await self._writes.call(item)
+        match outcome:
+            case ["pointer", correlation_id]:
+                outcome = await self._writes.call(item._replace(correlation_id=correlation_id))
+        if outcome is True:
+            return
+        match outcome:
+            case ["absent"] if expected_version is None:
+                return
+            case ["absent"] if expected_version is not None:
+                raise version_conflict(saga_name, item.saga_id, expected_version=expected_version, actual_version=None)
+            case ["version", actual] if expected_version is not None:
+                raise version_conflict(
+                    saga_name, item.saga_id, expected_version=expected_version, actual_version=int(actual)
+                )
+        raise _unexpected(outcome)
+
+    # -- reads ---------------------------------------------------------------------------------------------
+
+    async def _read_alone(self, item: _Read) -> bytes | None:
+        if item.kind == b"s":
+            return _document(await self._value(item.key()), item)
+        (found,) = await self._read_part((item,))
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    async def _read(self, items: Sequence[_Read]) -> Sequence[bytes | BaseException | None]:
+        return await self._in_parts(items, self._read_part)
+
+    async def _read_part(self, items: Sequence[_Read]) -> Sequence[bytes | BaseException | None]:
+        keys = [item.key() for item in items]
+        try:
+            (reply,) = await run_script(self._route, READ, keys, b"".join(item.kind for item in items), writing=False)
+        except StoreUnavailableError:
+            if not self._route.is_cluster:
+                raise
+            # Keys of several sagas may be on two nodes while their slot moves; one key never is.
+            return await _each(items, self._read_slowly)
+        lengths, _, values = reply.partition(b"\n")
+        documents: list[bytes | BaseException | None] = []
+        end = 0
+        for item, length in zip(items, map(int, lengths.split()), strict=True):
+            if length == _DANGLING and self._route.is_cluster:
+                documents += await _each((item,), self._read_slowly)
+            elif length < 0:
+                documents.append(None)
+            else:
+                start, end = end, end + length
+                documents.append(_document(values[start:end], item))
+        return documents
+
+    async def _read_slowly(self, item: _Read) -> bytes | None:
+        key: bytes | None = item.key()
+        if item.kind == b"c":
+            saga_id = await self._value(item.key())
+            key = None if saga_id is None else item.keys.states + saga_id
+        return None if key is None else _document(await self._value(key), item)
+
+    async def _value(self, key: bytes) -> bytes | None:
+        (value,) = await self._route.ask(key, [[b"GET", key]])
+        if isinstance(value, Exception):
+            raise error_of_reply(value) from value
+        found: bytes | None = value
+        return found
+
+    # -- writes --------------------------------------------------------------------------------------------
+
+    async def _write(self, items: Sequence[_Write]) -> Sequence[Outcome | BaseException]:
+        return await self._in_parts(items, self._write_part)
+
+    async def _write_part(self, items: Sequence[_Write]) -> Sequence[Outcome | BaseException]:
+        places: dict[bytes, int] = {}
+        packed = []
+        for item in items:
+            index, states, pointers = item.keys
+            correlation_id = item.correlation_id
+            packed.append(
+                (
+                    item.operation,
+                    places.setdefault(index, len(places) + 1),
+                    places.setdefault(states + item.saga_id.encode(), len(places) + 1),
+                    0
+                    if correlation_id is None
+                    else places.setdefault(pointers + correlation_id.encode(), len(places) + 1),
+                    item.saga_id,
+                    item.expected,
+                    item.version,
+                    *item.fields,
+                    correlation_id or "",
+                )
+            )
+        reply, *waited = await run_script(
+            self._route,
+            WRITE,
+            list(places),
+            _encode(packed),
+            self._ttl,
+            _LAYOUT,
+            *(item.document for item in items),
+            then=self._replication.commands(),
+        )
+        outcomes: list[Outcome | BaseException] = list(_decode(reply))
+        shortage = self._replication.shortage(waited)
+        for place, outcome in enumerate(outcomes):
+            match outcome:
+                case True if shortage is not None:
+                    outcomes[place] = shortage
+                case ["error", text]:
+                    outcomes[place] = error_of_reply(text)
+        return outcomes
+
+    # -- groups --------------------------------------------------------------------------------------------
+
+    async def _in_parts(
+        self,
+        items: Sequence[ItemT],
+        run: Callable[[Sequence[ItemT]], Awaitable[Sequence[ResultT | BaseException]]],
+    ) -> Sequence[ResultT | BaseException]:
+        """Run a group in as many parts as it needs, so that an error is that of its part alone."""
+        parts = list(_parts(items, apart=self._route.is_cluster))
+        if len(parts) == 1:
+            return await run(items)
+        outcomes: list[ResultT | BaseException] = [_unexpected("nothing")] * len(items)
+        results = await asyncio.gather(*(_by_itself([items[place] for place in places], run) for places in parts))
+        for places, result in zip(parts, results, strict=True):
+            for place, outcome in zip(places, result, strict=True):
+                outcomes[place] = outcome
+        return outcomes
+
+
+def _key(item: _Write) -> tuple[bytes, str]:
+    return item.keys.index_key, item.saga_id
+
+
+def _document(value: bytes | None, item: _Read) -> bytes | None:
+    if value is None:
+        return None
+    try:
+        record = parse_record(value)
+    except TypeError:
+        raise SchemaError("a key of the store holds something else: choose another prefix") from None
+    # A correlation id whose saga was evicted may name one that came later.
+    return record.document if item.kind == b"s" or record.correlation_id == item.value else None
+
+
+def _parts(items: Sequence[_Read] | Sequence[_Write] | Sequence[Any], *, apart: bool) -> Iterator[list[int]]:
+    """The places of the items that go together: not more than a server should do at once, and in one hash slot."""
+    open_parts: dict[bytes, tuple[list[int], int]] = {}
+    for place, item in enumerate(items):
+        tag = item.keys.index_key if apart else b""
+        places, size = open_parts.get(tag, ([], 0))
+        if places and size + item.size > _BYTES:
+            yield places
+            places, size = [], 0
+        places.append(place)
+        open_parts[tag] = places, size + item.size
+    for places, _ in open_parts.values():
+        yield places
+
+
+async def _by_itself(
+    items: Sequence[ItemT], run: Callable[[Sequence[ItemT]], Awaitable[Sequence[ResultT | BaseException]]]
+) -> Sequence[ResultT | BaseException]:
+    try:
+        return await run(items)
+    except StoreUnavailableError as error:
+        return [error] * len(items)
+    except SagaStoreError as error:
+        return [error] if len(items) == 1 else [(await _by_itself([item], run))[0] for item in items]
+
+
+async def _each(
+    items: Sequence[_Read], read: Callable[[_Read], Awaitable[bytes | None]]
+) -> list[bytes | BaseException | None]:
+    outcomes = await asyncio.gather(*(read(item) for item in items), return_exceptions=True)
+    return list(outcomes)
+
+
+def _unexpected(outcome: object) -> SagaStoreError:
+    return SagaStoreError(f"a script of the store answered {outcome!r}")

@@ -1,0 +1,47 @@
+"""The scripts, each known to a server by its digest and sent whole where the server does not know it."""
+
+from __future__ import annotations
+
+from hashlib import sha1
+from importlib.resources import files
+
+__all__ = ["COUNT", "DROP", "FIND", "HEAL", "READ", "REGISTER", "WRITE", "Script"]
+
+
+class Script:
+    """A script of this package, with the library that all of them begin with.
+
+    Args:
+        name: The name of its file.
+    """
+
+    def __init__(self, name: str) -> None:
+        folder = files("saga_bus.store_redis").joinpath("lua")
+        self.source = b"\n".join(folder.joinpath(f"{part}.lua").read_bytes() for part in ("library", name))
+        self.digest = sha1(self.source, usedforsecurity=False).hexdigest().encode()
+
+    def by_digest(self, keys: list[bytes], *arguments: bytes) -> list[bytes]:
+        """The command that runs the script where the server knows it.
+
+        Args:
+            keys: The keys.
+            *arguments: The other arguments.
+        """
+        return [b"EVALSHA", self.digest, b"%d" % len(keys), *keys, *arguments]
+
+    def whole(self, command: list[bytes]) -> list[bytes]:
+        """The same command with the script's text, after which the server knows it.
+
+        Args:
+            command: What ``by_digest`` made.
+        """
+        return [b"EVAL", self.source, *command[2:]]
+
+
+WRITE = Script("write")
+READ = Script("read")
+FIND = Script("find")
+COUNT = Script("count")
+HEAL = Script("heal")
+REGISTER = Script("register")
+DROP = Script("drop")
