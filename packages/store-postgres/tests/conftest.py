@@ -3,7 +3,8 @@ import asyncio
 import asyncpg
 import pytest
 
-from providers import UnavailableError
+from providers import UnavailableError, required_backends
+from providers.pgbouncer import PrivatePgBouncer
 from providers.postgres import PrivatePostgres
 
 
@@ -41,6 +42,22 @@ def server():
         private.start()
         asyncio.run(add_role(private.url))
         yield PrivateServer(private)
+    finally:
+        private.remove()
+
+
+@pytest.fixture(scope="session")
+def pooler(server):
+    """A transaction pooler in front of the private server; skipped where there is none, unless it is required."""
+    try:
+        private = PrivatePgBouncer(server.server.host, server.server.port)
+    except UnavailableError as error:
+        if "postgres" in required_backends():
+            pytest.fail(f"SAGA_TEST_REQUIRE names postgres: {error}")
+        pytest.skip(str(error))
+    try:
+        private.start()
+        yield private
     finally:
         private.remove()
 

@@ -1,4 +1,4 @@
-"""The whole kit on a URL, and on a given pool behind a pooler's restrictions, at the strictest isolation level."""
+"""The whole kit on a URL, on an odd given pool at the strictest isolation level, and through a transaction pooler."""
 
 from __future__ import annotations
 
@@ -96,3 +96,17 @@ class TestGivenPoolAndEverythingOdd(SagaStoreConformance):
 
     def open_transaction(self, namespace):
         return transaction_on(self.url, namespace, statement_cache_size=0, server_settings=STRICT)
+
+
+class TestTransactionPooler(SagaStoreConformance):
+    """PgBouncer between the store and the server: another server process may run each transaction."""
+
+    @pytest.fixture(autouse=True)
+    def behind_a_pooler(self, pooler):
+        self.url = pooler.url
+
+    def open_store(self, namespace):
+        return PostgresSagaStore(self.url, table=namespace, statement_cache_size=0)
+
+    def open_transaction(self, namespace):
+        return transaction_on(self.url, namespace, statement_cache_size=0)

@@ -17,6 +17,8 @@ __all__ = ["DRIVER_ERRORS", "ROLLED_BACK", "sqlstate_of", "translated"]
 
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
 
+_MIXED_UP = "prepared statements got mixed up: behind a transaction pooler, connect with statement_cache_size=0"
+
 # A SQLSTATE, or its first two characters where the whole class means the same.
 _MEANINGS: dict[str, tuple[type[SagaStoreError], str]] = {
     "40001": (StoreUnavailableError, "a concurrent transaction changed the same rows: nothing was written"),
@@ -34,6 +36,8 @@ _MEANINGS: dict[str, tuple[type[SagaStoreError], str]] = {
     "42P01": (SchemaError, "the saga table is not there: run create_schema()"),
     "42703": (SchemaError, "the saga table lacks a column: run create_schema()"),
     "3F000": (SchemaError, "the schema is not there: run create_schema()"),
+    "26000": (SagaStoreError, _MIXED_UP),
+    "42P05": (SagaStoreError, _MIXED_UP),
     "25P02": (SagaStoreError, "an earlier error ended the transaction: roll it back"),
     "22": (StateEncodeError, "PostgreSQL cannot hold what the state holds"),
     "54": (SagaStoreError, "a limit of PostgreSQL was passed"),
