@@ -120,7 +120,7 @@ def test_server_connections_closed_behind_the_pooler_are_replaced(servers):
             waiting = asyncio.ensure_future(store.update(SAGA, follow(state), 0))
             kill = "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
             async with asyncio.timeout(30):
-                while await administrator.fetchval(kill) == 0:
+                while await administrator.fetchval(kill) == 0:  # noqa: ASYNC110 - the server tells nobody
                     await asyncio.sleep(0.02)
             with pytest.raises(StoreUnavailableError):
                 await waiting
