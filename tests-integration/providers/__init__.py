@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from providers.dynamodb import serve_dynamodb
 from providers.errors import UnavailableError, UnknownBackendError
 from providers.mongodb import serve_mongodb
 from providers.mysql import serve_mysql
 from providers.postgres import serve_postgres
 from providers.prisma import serve_prisma
-from providers.redis import serve_redis, serve_redis_cluster
 from providers.redis import serve_redis, serve_redis_cluster
 from providers.sqlserver import serve_sqlserver
 
@@ -41,13 +41,12 @@ def _sqlite() -> Iterator[str]:
 # A new backend adds its line here. What it yields is the URL of a database that is up; leaving stops what it
 # started. It raises `UnavailableError` where it cannot start any.
 PROVIDERS: Mapping[str, Serve] = {
+    "dynamodb": serve_dynamodb,
     "inmemory": _inmemory,
     "mongodb": serve_mongodb,
     "mysql": serve_mysql,
     "postgres": serve_postgres,
     "prisma": serve_prisma,
-    "redis": serve_redis,
-    "redis_cluster": serve_redis_cluster,
     "redis": serve_redis,
     "redis_cluster": serve_redis_cluster,
     "sqlite": _sqlite,

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from run_conformance.dynamodb import DynamoDBTarget
 from run_conformance.mongodb import MongoTarget
 from run_conformance.mysql import MySqlTarget
 from run_conformance.postgres import PostgresTarget
 from run_conformance.prisma import PrismaTarget
-from run_conformance.redis import RedisTarget
 from run_conformance.redis import RedisTarget
 from run_conformance.sqlserver import SqlServerTarget
 from saga_bus.store.conformance import Hooks
@@ -84,13 +84,12 @@ class Target(Protocol):
 
 
 TARGETS: Mapping[str, Callable[[str], Target]] = {
+    "dynamodb": DynamoDBTarget,
     "inmemory": InMemoryTarget,
     "mongodb": MongoTarget,
     "mysql": MySqlTarget,
     "postgres": PostgresTarget,
     "prisma": PrismaTarget,
-    "redis": RedisTarget,
-    "redis_cluster": RedisTarget,
     "redis": RedisTarget,
     "redis_cluster": RedisTarget,
     "sqlite": SqliteTarget,

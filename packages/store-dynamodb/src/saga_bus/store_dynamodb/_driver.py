@@ -1,0 +1,178 @@
+"""boto3 in threads of the store's own: one request at a time each, tried again where that can help."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
+from typing import Any, TypeVar
+
+from saga_bus.store import OutcomeUnknownError, StoreClosedError
+from saga_bus.store_dynamodb._errors import BOTO_ERRORS, Fate, fate_of, old_items, translated
+
+__all__ = ["Driver", "RefusedError", "all_of"]
+
+ResultT = TypeVar("ResultT")
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.025, 1.0  # seconds
+
+
+class RefusedError(Exception):
+    """A condition of a request did not hold; never leaves the package.
+
+    Args:
+        found: For each action, whether its condition failed, and the item that it found.
+        uncertain: Whether an earlier try of the same request may have been applied.
+    """
+
+    def __init__(self, found: list[tuple[bool, dict[str, Any] | None]], *, uncertain: bool) -> None:
+        super().__init__("a condition of the request did not hold")
+        self.found = found
+        self.uncertain = uncertain
+
+
+class Driver:
+    """A client and the threads that it is used in.
+
+    botocore cannot tell which try of a request failed in which way, so the store's own client tries once, and
+    the tries are made here. Every write can be sent again without harm: a transaction carries a token that the
+    service knows it by, and an update leaves a token in the item.
+
+    Args:
+        make_client: Makes the client; called in a thread.
+        owned: Whether the client is closed at the end.
+        table: The table's name, for messages.
+        threads: The most requests at the same time.
+        attempts: How often a request is tried.
+    """
+
+    def __init__(self, make_client: Callable[[], Any], *, owned: bool, table: str, threads: int, attempts: int) -> None:
+        self._make_client = make_client
+        self._owned = owned
+        self._table = table
+        self._attempts = attempts
+        self._threads = threads
+        self._tries_by_itself = False
+        self._client: Any = None
+        self._executor: ThreadPoolExecutor | None = None
+
+    async def open(self) -> None:
+        """Make the client.
+
+        Raises:
+            SagaStoreError: There is none for these settings.
+        """
+        self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="saga-bus-dynamodb")
+        try:
+            self._client = await self._run(self._make_client)
+        except BaseException as error:
+            self._executor.shutdown(wait=False)
+            if isinstance(error, BOTO_ERRORS):
+                raise translated(error, self._table) from error
+            raise
+        retries = self._client.meta.config.retries or {}
+        self._tries_by_itself = not self._owned and retries.get("total_max_attempts", 2) > 1
+
+    async def close(self) -> None:
+        """Wait for the requests that are under way, and end the threads."""
+        executor, self._executor = self._executor, None
+        if executor is None:
+            return
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+
+        def tell() -> None:
+            if not ended.done():  # its caller was cancelled
+                ended.set_result(None)
+
+        def end() -> None:
+            executor.shutdown(wait=True)
+            if self._owned:
+                self._client.close()
+            loop.call_soon_threadsafe(tell)
+
+        Thread(target=end, name="saga-bus-dynamodb-close").start()
+        await ended
+
+    async def read(self, operation: str, **request: Any) -> dict[str, Any]:
+        """Make a request that changes nothing.
+
+        Args:
+            operation: The client's method.
+            **request: Its arguments.
+
+        Raises:
+            SagaStoreError: What became of it.
+        """
+        return await self._call(operation, request, writes=False)
+
+    async def write(self, operation: str, **request: Any) -> dict[str, Any]:
+        """Make a request that may be made again without harm.
+
+        Args:
+            operation: The client's method.
+            **request: Its arguments.
+
+        Raises:
+            RefusedError: A condition did not hold.
+            SagaStoreError: What became of it; `OutcomeUnknownError` where any try of it may have been applied.
+        """
+        return await self._call(operation, request, writes=True)
+
+    async def pause(self, number: int) -> None:
+        """Wait before trying again; longer each time, and never as long as others do.
+
+        Args:
+            number: How many tries there were.
+        """
+        await asyncio.sleep(random.uniform(0.3, 1.0) * min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**number))  # noqa: S311
+
+    async def _call(self, operation: str, request: dict[str, Any], *, writes: bool) -> dict[str, Any]:
+        method = getattr(self._client, operation)
+        uncertain = False
+        for number in range(self._attempts):
+            try:
+                response: dict[str, Any] = await self._run(lambda: method(**request))
+            except StoreClosedError as error:
+                if uncertain:
+                    raise OutcomeUnknownError(
+                        "the store was closed before the write was known to be applied"
+                    ) from error
+                raise
+            except BOTO_ERRORS as error:
+                fate = fate_of(error)
+                uncertain = uncertain or (writes and (fate is Fate.LOST or self._was_tried_before(error)))
+                if fate is Fate.REFUSED:
+                    raise RefusedError(old_items(error), uncertain=uncertain) from error
+                if fate is Fate.HOPELESS or number + 1 == self._attempts:
+                    raise translated(error, self._table, uncertain=uncertain) from error
+            else:
+                return response
+            await self.pause(number)
+        raise AssertionError("the last try returns or raises")
+
+    def _was_tried_before(self, error: Exception) -> bool:
+        """Whether a client that makes tries of its own may have hidden one that was lost."""
+        if not self._tries_by_itself:
+            return False
+        response = getattr(error, "response", None)
+        return response is None or response.get("ResponseMetadata", {}).get("RetryAttempts", 0) > 0
+
+    async def _run(self, work: Callable[[], ResultT]) -> ResultT:
+        # A caller that is cancelled while its request waits for a thread takes it back; later it goes on to its end.
+        if self._executor is None:
+            raise StoreClosedError("the store is closed")
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+
+async def all_of(requests: Iterable[Coroutine[Any, Any, ResultT]]) -> Sequence[ResultT]:
+    """Wait for all of them, also where one fails, so that none is left behind."""
+    outcomes = await asyncio.gather(*requests, return_exceptions=True)
+    results: list[ResultT] = []
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        results.append(outcome)
+    return results

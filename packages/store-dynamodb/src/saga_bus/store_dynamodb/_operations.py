@@ -1,0 +1,359 @@
+"""The five operations as requests on one table."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
+from secrets import token_hex
+from typing import Any
+
+from saga_bus.store import (
+    Activity,
+    Coalescer,
+    DuplicateSagaError,
+    OutcomeUnknownError,
+    SagaRow,
+    StoreUnavailableError,
+    version_conflict,
+)
+from saga_bus.store_dynamodb._driver import Driver, RefusedError, all_of
+from saga_bus.store_dynamodb._items import (
+    FREE,
+    SHOWN,
+    Item,
+    correlation_item,
+    document_of,
+    is_alive,
+    state_item,
+    text,
+    update_of,
+    version_of,
+)
+from saga_bus.store_dynamodb._keys import NAMES_SLOT, correlation_key, name_key, split_state_key, state_key
+
+__all__ = ["Operations"]
+
+_MAX_GROUP = 100  # keys of a BatchGetItem
+_TRIES = 5
+
+
+class Operations:
+    """What the store does to its table.
+
+    Args:
+        driver: Makes the requests.
+        table: The table's name.
+        completed_ttl: How long a completed saga stays after its last update, None for ever.
+        attempts: How often keys that a BatchGetItem left out are asked for again, with no progress.
+    """
+
+    def __init__(self, driver: Driver, table: str, completed_ttl: timedelta | None, attempts: int) -> None:
+        self._driver = driver
+        self._table = table
+        self._ttl = completed_ttl
+        self._attempts = attempts
+        self._named: set[str] = set()  # saga names that are known to be in the table
+        activity = Activity()
+        self._states = self._coalescer(SHOWN, activity)
+        self._correlations = self._coalescer("pk, saga_id, expires", activity)
+
+    async def join(self) -> None:
+        """Wait until no group is in flight."""
+        await self._correlations.join()
+        await self._states.join()
+
+    def forget(self) -> None:
+        """Know nothing of the table any more: it was dropped."""
+        self._named.clear()
+
+    # -- reads ---------------------------------------------------------------------------------------------
+
+    async def get_by_id(self, saga_name: str, saga_id: str) -> bytes | None:
+        """Fetch a document by its saga's id, in one round trip."""
+        return document_of(await self._states.call(state_key(saga_name, saga_id)))
+
+    async def get_by_correlation_id(self, saga_name: str, correlation_id: str) -> bytes | None:
+        """Fetch a document by its saga's correlation id, in two round trips, both consistent."""
+        found = await self._correlations.call(correlation_key(saga_name, correlation_id))
+        if found is None or not is_alive(found):
+            return None
+        state = await self._states.call(state_key(saga_name, found["saga_id"]["S"]))
+        if state is None or state["correlation_id"]["S"] != correlation_id:
+            return None  # it was deleted between the two, and then there was none of this correlation id
+        return document_of(state)
+
+    async def get_items(self, keys: Sequence[str], shown: str = SHOWN) -> dict[str, Item]:
+        """Fetch items, as they are at this moment.
+
+        Args:
+            keys: Any number of partition keys.
+            shown: The attributes to fetch, ``pk`` among them.
+
+        Returns:
+            Those that are there, by their keys.
+        """
+        different = list(dict.fromkeys(keys))
+        if len(different) <= _MAX_GROUP:
+            return await self._get_group(different, shown)
+        groups = [different[start : start + _MAX_GROUP] for start in range(0, len(different), _MAX_GROUP)]
+        found: dict[str, Item] = {}
+        for part in await all_of(self._get_group(group, shown) for group in groups):
+            found |= part
+        return found
+
+    async def _get_group(self, keys: Sequence[str], shown: str) -> dict[str, Item]:
+        found: dict[str, Item] = {}
+        left: list[dict[str, Any]] = [{"pk": text(key)} for key in keys]
+        fruitless = 0
+        while left:
+            wanted = {"Keys": left, "ConsistentRead": True, "ProjectionExpression": shown}
+            response = await self._driver.read("batch_get_item", RequestItems={self._table: wanted})
+            found.update((item["pk"]["S"], item) for item in response["Responses"].get(self._table, ()))
+            # What the service left out, because the answer got too long or it is too busy.
+            again = response.get("UnprocessedKeys", {}).get(self._table, {}).get("Keys", [])
+            fruitless = fruitless + 1 if len(again) == len(left) else 0
+            left = again
+            if fruitless == self._attempts:
+                raise StoreUnavailableError(f"table {self._table!r}: BatchGetItem was throttled {fruitless} times")
+            if fruitless:
+                await self._driver.pause(fruitless)
+        return found
+
+    def _coalescer(self, shown: str, activity: Activity) -> Coalescer[str, Item | None]:
+        async def together(keys: Sequence[str]) -> list[Item | BaseException | None]:
+            found = await self.get_items(keys, shown)
+            return [found.get(key) for key in keys]
+
+        async def alone(key: str) -> Item | None:
+            return await self._get_item(key, shown)
+
+        return Coalescer(together, max_size=_MAX_GROUP, alone=alone, activity=activity)
+
+    async def _get_item(self, key: str, shown: str) -> Item | None:
+        response = await self._driver.read(
+            "get_item",
+            TableName=self._table,
+            Key={"pk": text(key)},
+            ConsistentRead=True,
+            ProjectionExpression=shown,
+        )
+        return response.get("Item")
+
+    # -- insert --------------------------------------------------------------------------------------------
+
+    async def insert(self, row: SagaRow, correlation_id: str) -> None:
+        """Write both items of a new saga, or raise `DuplicateSagaError`."""
+        await self._announce(row.saga_name)
+        writer = _new_token()
+        expires = self._expiry(row)
+        try:
+            await self._transact(
+                writer,
+                self._put_free(state_item(row, correlation_id, writer, expires)),
+                self._put_free(correlation_item(row, correlation_id, expires)),
+            )
+        except RefusedError as refused:
+            (id_taken, state), _ = refused.found
+            if state is not None and state["writer"]["S"] == writer:
+                return  # an earlier try of this very insert, of which the answer was lost
+            raise DuplicateSagaError(
+                saga_name=row.saga_name,
+                saga_id=row.saga_id,
+                correlation_id=correlation_id,
+                conflict="saga_id" if id_taken else "correlation_id",
+            ) from refused.__cause__
+
+    async def _announce(self, saga_name: str) -> None:
+        """Write down that there are sagas of a name, before the first one that this store inserts."""
+        if saga_name in self._named:
+            return
+        item = {"pk": text(name_key(saga_name)), "slot": text(NAMES_SLOT), "created": text(saga_name)}
+        with suppress(RefusedError):  # it is there already
+            await self._driver.write(
+                "put_item", TableName=self._table, Item=item, ConditionExpression="attribute_not_exists(pk)"
+            )
+        self._named.add(saga_name)
+
+    def _put_free(self, item: dict[str, Any]) -> dict[str, Any]:
+        return {"Put": self._checked(FREE, {":now": _now()}, Item=item)}
+
+    # -- update --------------------------------------------------------------------------------------------
+
+    async def update(self, row: SagaRow, expected_version: int) -> None:
+        """Write the next version of a saga in one UpdateItem, or raise `version_conflict(...)`.
+
+        Only where a completed saga gets a time to live, or loses it because it is reopened, both items are written.
+        """
+        if row.is_completed and self._ttl is not None:
+            await self._update_both(row, expected_version)
+            return
+        writer = _new_token()
+        request = update_of(row, expected_version, writer)
+        if row.is_completed:
+            request["ConditionExpression"] += " AND (attribute_not_exists(expires) OR expires > :now)"
+            request["ExpressionAttributeValues"][":now"] = _now()
+        else:
+            # A running saga must not expire. Where this fails alone, both items have to lose their time to live.
+            request["ConditionExpression"] += " AND attribute_not_exists(expires)"
+        try:
+            await self._driver.write("update_item", TableName=self._table, **request)
+        except RefusedError as refused:
+            ((_, state),) = refused.found
+            if not _may_be_reopened(row, expected_version, state):
+                _judge(row, expected_version, writer, state, refused)
+                return
+            await self._update_both(row, expected_version, state)
+
+    async def _update_both(self, row: SagaRow, expected_version: int, state: Item | None = None) -> None:
+        key = state_key(row.saga_name, row.saga_id)
+        for _ in range(_TRIES):
+            state = state or await self._get_item(key, "version, correlation_id, expires")
+            actual = version_of(state) if state is not None and is_alive(state) else None
+            if state is None or actual != expected_version:
+                raise version_conflict(
+                    row.saga_name, row.saga_id, expected_version=expected_version, actual_version=actual
+                )
+            correlation_id = state["correlation_id"]["S"]
+            writer = _new_token()
+            expires = self._expiry(row)
+            update = update_of(row, expected_version, writer)
+            values = update["ExpressionAttributeValues"]
+            values.update({":now": _now(), ":correlation_id": text(correlation_id)})
+            update["ConditionExpression"] += (
+                " AND (attribute_not_exists(expires) OR expires > :now) AND correlation_id = :correlation_id"
+            )
+            if expires is None:
+                update["UpdateExpression"] += "," if " REMOVE " in update["UpdateExpression"] else " REMOVE"
+                update["UpdateExpression"] += " expires"
+            else:
+                values[":expires"] = {"N": str(expires)}
+                update["UpdateExpression"] = update["UpdateExpression"].replace("SET ", "SET expires = :expires, ", 1)
+            # The correlation item is written whole: by a clock that is ahead of ours it may have expired.
+            put = self._checked(
+                "attribute_not_exists(pk) OR saga_id = :saga_id",
+                {":saga_id": text(row.saga_id)},
+                Item=correlation_item(row, correlation_id, expires),
+            )
+            try:
+                await self._transact(writer, {"Update": {"TableName": self._table, **update}}, {"Put": put})
+            except RefusedError as refused:
+                (failed, state), _ = refused.found
+                if not failed:
+                    state = None  # the correlation item is another saga's, so this one has changed since it was read
+                elif not _is_other_life(state, expected_version, correlation_id):
+                    _judge(row, expected_version, writer, state, refused)
+                    return
+            else:
+                return
+        raise StoreUnavailableError(f"saga {row.saga_name!r} {row.saga_id!r} was changed all the time")
+
+    # -- delete --------------------------------------------------------------------------------------------
+
+    async def delete(self, saga_name: str, saga_id: str, expected_version: int | None) -> None:
+        """Delete both items: a read, then a transaction."""
+        key = state_key(saga_name, saga_id)
+        for _ in range(_TRIES):
+            state = await self._get_item(key, "version, correlation_id, expires")
+            actual = version_of(state) if state is not None and is_alive(state) else None
+            if expected_version is not None and actual != expected_version:
+                raise version_conflict(saga_name, saga_id, expected_version=expected_version, actual_version=actual)
+            if state is None or actual is None:
+                return
+            condition, values = "correlation_id = :correlation_id", {}
+            if expected_version is not None:
+                condition += " AND version = :version"
+                values[":version"] = {"N": str(expected_version)}
+            if await self.delete_both(key, state["correlation_id"]["S"], condition, values):
+                return
+        raise StoreUnavailableError(f"saga {saga_name!r} {saga_id!r} was changed all the time")
+
+    async def delete_both(self, key: str, correlation_id: str, condition: str, values: dict[str, Any]) -> bool:
+        """Delete both items of a saga if a condition on the state item holds.
+
+        Args:
+            key: The state item's.
+            correlation_id: The saga's correlation id; ``:correlation_id`` in the condition.
+            condition: The condition.
+            values: Its other values.
+
+        Returns:
+            Whether it held.
+        """
+        saga_name, saga_id = split_state_key(key)
+        state = self._checked(condition, {**values, ":correlation_id": text(correlation_id)}, Key={"pk": text(key)})
+        correlation = self._checked(
+            "attribute_not_exists(pk) OR saga_id = :saga_id",
+            {":saga_id": text(saga_id)},
+            Key={"pk": text(correlation_key(saga_name, correlation_id))},
+        )
+        del state["ReturnValuesOnConditionCheckFailure"], correlation["ReturnValuesOnConditionCheckFailure"]
+        try:
+            await self._transact(_new_token(), {"Delete": state}, {"Delete": correlation})
+        except RefusedError:
+            return False
+        return True
+
+    # -- helpers -------------------------------------------------------------------------------------------
+
+    async def _transact(self, token: str, *actions: dict[str, Any]) -> None:
+        await self._driver.write("transact_write_items", ClientRequestToken=token, TransactItems=list(actions))
+
+    def _checked(self, condition: str, values: dict[str, Any], **action: Any) -> dict[str, Any]:
+        return {
+            "TableName": self._table,
+            "ConditionExpression": condition,
+            "ExpressionAttributeValues": values,
+            "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+            **action,
+        }
+
+    def _expiry(self, row: SagaRow) -> int | None:
+        if self._ttl is None or not row.is_completed:
+            return None
+        return math.ceil(time.time() + self._ttl.total_seconds())
+
+
+def _new_token() -> str:
+    return token_hex(12)
+
+
+def _now() -> dict[str, str]:
+    return {"N": str(int(time.time()))}
+
+
+def _may_be_reopened(row: SagaRow, expected_version: int, state: Item | None) -> bool:
+    return (
+        state is not None
+        and not row.is_completed
+        and "expires" in state
+        and is_alive(state)
+        and version_of(state) == expected_version
+    )
+
+
+def _is_other_life(state: Item | None, expected_version: int, correlation_id: str) -> bool:
+    """Whether a saga was deleted and inserted again, with another correlation id, and has the expected version."""
+    return (
+        state is not None
+        and is_alive(state)
+        and version_of(state) == expected_version
+        and state["correlation_id"]["S"] != correlation_id
+    )
+
+
+def _judge(row: SagaRow, expected_version: int, writer: str, state: Item | None, refused: RefusedError) -> None:
+    """Return if the item that was found is what this very update wrote before, else raise what the refusal means."""
+    actual = version_of(state) if state is not None and is_alive(state) else None
+    if state is not None and state["writer"]["S"] == writer:
+        return
+    cause = refused.__cause__
+    if refused.uncertain and actual not in (expected_version, row.version):
+        raise OutcomeUnknownError(
+            f"saga {row.saga_name!r} {row.saga_id!r}: the answer to an update was lost, and the saga has changed since"
+        ) from cause
+    raise version_conflict(
+        row.saga_name, row.saga_id, expected_version=expected_version, actual_version=actual
+    ) from cause
