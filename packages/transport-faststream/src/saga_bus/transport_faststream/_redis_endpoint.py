@@ -81,18 +81,20 @@ class RedisEndpoint:
         self._idle = redeliver_after
         self._reading: list[asyncio.Task[None]] = []
         self._keeping: asyncio.Task[None] | None = None
+        self._is_reading = True
 
     async def begin(self) -> None:
         """Make the group, and begin to read."""
         await self._register()
         await self._pipe.script(REMOVE_IDLE, [self._keys.stream], _GROUP, _FORGOTTEN_AFTER)
-        self._reading = [asyncio.create_task(self._ever(step)) for step in (self._read, self._claim, self._return_due)]
-        self._keeping = asyncio.create_task(self._ever(self._keep))
+        self._reading = [asyncio.create_task(self._repeat(step)) for step in (self._read, self._claim, self._return_due)]
+        self._keeping = asyncio.create_task(self._keep_what_is_in_hand())
 
     async def stop_reading(self) -> None:
         """Read no more, and give back what the server gave to a read that was cut off."""
         if not self._reading:
             return
+        self._is_reading = False
         await _ended(self._reading)
         self._reading = []
         try:
@@ -168,8 +170,8 @@ class RedisEndpoint:
         for listeners in self._keys.listeners:
             await self._client.sadd(listeners, self._keys.endpoint)
 
-    async def _ever(self, step: Callable[[], Awaitable[None]]) -> None:
-        while True:
+    async def _repeat(self, step: Callable[[], Awaitable[None]]) -> None:
+        while self._is_reading:  # a cancellation alone can get lost in the client
             try:
                 await step()
             except Exception as error:  # noqa: BLE001 - whatever it is, listening goes on
@@ -209,10 +211,13 @@ class RedisEndpoint:
         wait = await self._pipe.script(RETURN_DUE, [keys.waiting, keys.stream], _MOST_AT_ONCE)
         await asyncio.sleep(_LONGEST_WAIT if wait < 0 else min(wait / 1000, _LONGEST_WAIT))
 
-    async def _keep(self) -> None:
-        await asyncio.sleep(self._idle.total_seconds() / 3)
-        for parcel in self._held():
-            await parcel.keep()
+    async def _keep_what_is_in_hand(self) -> None:
+        while True:
+            await asyncio.sleep(self._idle.total_seconds() / 3)
+            try:
+                await asyncio.gather(*(parcel.keep() for parcel in self._held()))
+            except (RedisError, OSError) as error:
+                _log.debug("could not say what is in hand: %r", error)
 
 
 class _RedisParcel:
@@ -266,6 +271,8 @@ def _headers(fields: Mapping[bytes, bytes]) -> dict[str, str]:
 
 
 async def _ended(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=_PAUSE)
