@@ -8,7 +8,8 @@ import sys
 import pytest
 
 import providers
-from providers import PROVIDERS, UnavailableError, UnknownBackendError, required_backends, serve
+from brokers import BROKERS
+from providers import BROKER_NAMES, PROVIDERS, UnavailableError, UnknownBackendError, required_backends, serve
 from providers.plugin import Databases
 from saga_bus.store import open_store
 
@@ -32,7 +33,9 @@ def test_a_backend_answers_or_is_skipped_with_the_reason(backend, databases):
 def test_names_are_split_and_all_means_every_backend():
     assert required_backends({}) == frozenset()
     assert required_backends({"SAGA_TEST_REQUIRE": " sqlite, inmemory,"}) == {"sqlite", "inmemory"}
-    assert required_backends({"SAGA_TEST_REQUIRE": "all"}) == set(PROVIDERS)
+    assert required_backends({"SAGA_TEST_REQUIRE": "nats"}) == {"nats"}
+    assert required_backends({"SAGA_TEST_REQUIRE": "all"}) == set(PROVIDERS) | set(BROKERS)
+    assert set(BROKERS) == BROKER_NAMES
 
 
 def test_an_unknown_name_is_refused():
