@@ -1,4 +1,4 @@
-"""What a broker holds, read with its own client: the dead letters of an endpoint; and what is no envelope put into it."""
+"""A broker seen with its own client: the dead letters of an endpoint are read, and rubbish is put into it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import aio_pika
 import nats
 import redis.asyncio
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 __all__ = ["DeadLetter", "dead_letters", "put_rubbish", "remove"]
 
@@ -135,8 +135,6 @@ async def _kafka_dead(url: str, prefix: str, endpoint: str) -> Found:
     )
     topic = f"{prefix}..dead..{endpoint}"
     metadata = consumer.list_topics(topic, timeout=10)
-    from confluent_kafka import TopicPartition
-
     found: Found = []
     for number in metadata.topics[topic].partitions:
         low, high = consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=10)
