@@ -12,7 +12,6 @@ from typing import Any
 from brokers.inspection import remove
 from saga_bus.core import Delivery, Envelope
 from saga_bus.transport_faststream import FastStreamTransport
-from saga_bus.transport_faststream._names import broker_name
 
 __all__ = ["Inbox", "Place", "envelope"]
 
@@ -59,13 +58,8 @@ class Place:
 
     def endpoint(self, name: str) -> str:
         """Note an endpoint that a test makes, to be removed."""
-        self.endpoints.add(broker_name(name))
+        self.endpoints.add(name)
         return name
-
-    @property
-    def is_kafka(self) -> bool:
-        """Whether names are mapped as Kafka needs it."""
-        return self.kind == "kafka"
 
     def remove(self) -> None:
         """Leave nothing behind."""

@@ -13,6 +13,8 @@ import nats
 import redis.asyncio
 from confluent_kafka import Consumer, Producer, TopicPartition
 
+from saga_bus.transport_faststream._names import broker_name
+
 __all__ = ["DeadLetter", "dead_letters", "put_rubbish", "remove"]
 
 
@@ -37,9 +39,9 @@ async def dead_letters(url: str, prefix: str, endpoint: str) -> Sequence[DeadLet
     Args:
         url: The broker.
         prefix: The transport's prefix.
-        endpoint: The endpoint's name, plain.
+        endpoint: The endpoint's name.
     """
-    found = await _READERS[urlsplit(url).scheme](url, prefix, endpoint)
+    found = await _READERS[urlsplit(url).scheme](url, prefix, _name(url, endpoint))
     return [DeadLetter(body, headers, json.loads(headers["saga-bus-dead"])) for body, headers in found]
 
 
@@ -49,11 +51,11 @@ async def put_rubbish(url: str, prefix: str, endpoint: str, body: bytes, headers
     Args:
         url: The broker.
         prefix: The transport's prefix.
-        endpoint: The endpoint's name, plain.
+        endpoint: The endpoint's name.
         body: Its bytes.
         headers: Its headers.
     """
-    await _WRITERS[urlsplit(url).scheme](url, prefix, endpoint, body, headers)
+    await _WRITERS[urlsplit(url).scheme](url, prefix, _name(url, endpoint), body, headers)
 
 
 async def remove(url: str, prefix: str, endpoints: Sequence[str]) -> None:
@@ -62,14 +64,14 @@ async def remove(url: str, prefix: str, endpoints: Sequence[str]) -> None:
     Args:
         url: The broker.
         prefix: The transport's prefix.
-        endpoints: The names of its endpoints as the broker knows them.
+        endpoints: The names of its endpoints.
     """
     match urlsplit(url).scheme:
         case "amqp":
             connection = await aio_pika.connect(url)
             async with connection:
                 channel = await connection.channel()
-                for endpoint in endpoints:
+                for endpoint in (_name(url, endpoint) for endpoint in endpoints):
                     for kind in ("endpoint", "dead"):
                         await channel.queue_delete(f"{prefix}.{kind}.{endpoint}")
                 await channel.exchange_delete(f"{prefix}.events")
@@ -86,6 +88,10 @@ async def remove(url: str, prefix: str, endpoints: Sequence[str]) -> None:
             async for key in redis_client.scan_iter(match=f"{{{prefix}}}:*", count=1000):
                 await redis_client.delete(key)
             await redis_client.aclose()
+
+
+def _name(url: str, endpoint: str) -> str:
+    return broker_name(endpoint, "." if url.startswith("kafka") else "@")
 
 
 Found = list[tuple[bytes, dict[str, Any]]]

@@ -68,8 +68,8 @@ class Counts:
         kills = ", ".join(str(self.kills[number]) for number in sorted(self.kills))
         return (
             f"{self.sagas} sagas of {STEPS} messages, a reminder and a timeout in {self.seconds:.1f} s: "
-            f"{self.messages} messages and {self.duplicates} duplicates sent in disorder; workers killed {kills} times, "
-            f"{self.kills_at_work} of these at work; {self.handled} state changes, each applied once; "
+            f"{self.messages} messages and {self.duplicates} duplicates sent in disorder; workers killed "
+            f"{kills} times, {self.kills_at_work} of these at work; {self.handled} state changes, each applied once; "
             f"{self.events} events, each under one id, received {self.events_received} times; none lost"
         )
 

@@ -2,18 +2,17 @@ from datetime import timedelta
 
 import pytest
 
-from brokers import new_prefix
+from brokers import BROKERS, new_prefix
 from transport_places import Place
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.import_plugin("brokers.plugin")
-    config.pluginmanager.import_plugin("providers.plugin")
 
 
-@pytest.fixture(params=["rabbitmq", "nats", "redis-streams", "kafka"])
+@pytest.fixture(params=sorted(BROKERS))
 def place(request, brokers):
     """A fresh place on each broker in turn."""
-    place = Place(request.param, brokers.url(request.param), new_prefix(), redeliver_after=timedelta(seconds=1))
+    place = Place(request.param, brokers.url(request.param), new_prefix(), timedelta(seconds=0.5))
     yield place
     place.remove()

@@ -1,4 +1,4 @@
-"""What every transport promises, on each broker."""
+"""What this transport promises beyond the conformance cases, on each broker."""
 
 import asyncio
 from datetime import timedelta
@@ -6,49 +6,10 @@ from datetime import timedelta
 import pytest
 
 from brokers.inspection import dead_letters, put_rubbish
-from saga_bus.core import Transport, TransportClosedError
-from saga_bus.transport_faststream._names import broker_name
+from saga_bus.core import TransportClosedError, TransportError
 from transport_places import Inbox, envelope
 
 QUIET = 0.4  # seconds in which nothing more may come
-
-
-def test_a_publication_reaches_each_endpoint_that_listens_once(place):
-    async def run():
-        async with place.transports(2) as (sender, receiver):
-            assert isinstance(sender, Transport)
-            first, second, other = Inbox(), Inbox(), Inbox()
-            await receiver.listen(place.endpoint("First"), ["OrderPlaced", "Other"], first.receive, concurrency=2)
-            await receiver.listen(place.endpoint("Second"), ["OrderPlaced"], second.receive, concurrency=2)
-            await receiver.listen(place.endpoint("Third"), ["Unheard"], other.receive, concurrency=2)
-            message = envelope(body='{"name": "Zoë"}'.encode(), traceparent="00-aa-bb-01", mine="ü\n\t\x00 %20")
-            await sender.publish(message)
-            await sender.publish(envelope("NobodyListens"))
-            await first.wait(1)
-            await second.wait(1)
-            await asyncio.sleep(QUIET)
-            assert [delivery.envelope for delivery in first.got] == [message]
-            assert [delivery.envelope for delivery in second.got] == [message]
-            assert first.got[0].attempt == 1
-            assert other.got == []
-
-    asyncio.run(run())
-
-
-def test_a_sent_message_reaches_one_endpoint_even_one_that_nobody_listens_to_yet(place):
-    async def run():
-        async with place.transports(2) as (sender, receiver):
-            mine, others = Inbox(), Inbox()
-            message = envelope()
-            await sender.send(place.endpoint("Mine"), message)
-            await receiver.listen("Mine", ["OrderPlaced"], mine.receive, concurrency=1)
-            await receiver.listen(place.endpoint("Others"), ["OrderPlaced"], others.receive, concurrency=1)
-            await mine.wait(1)
-            await asyncio.sleep(QUIET)
-            assert mine.ids == [message.id]
-            assert others.got == []
-
-    asyncio.run(run())
 
 
 def test_names_of_any_characters_stay_apart(place):
@@ -63,25 +24,6 @@ def test_names_of_any_characters_stay_apart(place):
             await asyncio.gather(*(inbox.wait(2) for inbox in inboxes.values()))
             for name, inbox in inboxes.items():
                 assert [delivery.envelope.body for delivery in inbox.got] == [name.encode()] * 2
-
-    asyncio.run(run())
-
-
-def test_workers_on_one_endpoint_compete(place):
-    async def run():
-        async with place.transports(3) as transports:
-            inboxes = [Inbox(), Inbox()]
-            for transport, inbox in zip(transports, inboxes, strict=False):
-                await transport.listen(place.endpoint("Shared"), ["OrderPlaced"], inbox.receive, concurrency=2)
-            messages = [envelope() for _ in range(60)]
-            await asyncio.gather(*(transports[2].publish(message) for message in messages))
-            async with asyncio.timeout(30):
-                while len(inboxes[0].got) + len(inboxes[1].got) < len(messages):
-                    await asyncio.sleep(0.01)
-            await asyncio.sleep(QUIET)
-            assert sorted(inboxes[0].ids + inboxes[1].ids) == sorted(message.id for message in messages)
-            assert inboxes[0].got
-            assert inboxes[1].got
 
     asyncio.run(run())
 
@@ -163,25 +105,6 @@ def test_a_retry_comes_again_not_before_its_delay_and_lets_the_others_pass(place
     asyncio.run(run())
 
 
-def test_a_receiver_that_raises_gets_the_message_again(place):
-    async def run():
-        async def fails_once(delivery):
-            if delivery.attempt == 1:
-                raise LookupError("as the test wants it")
-            await delivery.ack()
-
-        async with place.transports(1) as (transport,):
-            inbox = Inbox(fails_once)
-            await transport.listen(place.endpoint("Failing"), ["OrderPlaced"], inbox.receive, concurrency=1)
-            message = envelope()
-            await transport.publish(message)
-            await inbox.wait(2)
-            await asyncio.sleep(QUIET)
-            assert inbox.ids == [message.id] * 2
-
-    asyncio.run(run())
-
-
 def test_a_dead_letter_keeps_its_bytes_its_headers_and_the_reason(place):
     async def run():
         async def bury(delivery):
@@ -194,7 +117,7 @@ def test_a_dead_letter_keeps_its_bytes_its_headers_and_the_reason(place):
             await transport.publish(message)
             await inbox.wait(1)
             await asyncio.sleep(QUIET)
-        (letter,) = await dead_letters(place.url, place.prefix, broker_name("Bury Me", "." if place.is_kafka else "@"))
+        (letter,) = await dead_letters(place.url, place.prefix, "Bury Me")
         assert letter.body == message.body
         assert letter.headers["traceparent"] == "00-aa-bb-01"
         assert message.id in letter.headers["saga-bus"]
@@ -233,68 +156,13 @@ def test_what_is_no_envelope_is_dead_lettered_with_its_bytes(place):
             await inbox.wait(1)
             assert inbox.ids == [message.id]
             async with asyncio.timeout(30):
-                while len(letters := await dead_letters(place.url, place.prefix, "Rubbish")) < len(RUBBISH):
+                while len(letters := await dead_letters(place.url, place.prefix, "Rubbish")) < len(RUBBISH):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
         assert sorted(letter.body for letter in letters) == sorted(body for body, _ in RUBBISH)
         assert all(letter.note["reason"].startswith("no envelope: ") for letter in letters)
-        assert [letter.headers["traceparent"] for letter in letters if "traceparent" in letter.headers] == ["00-aa-bb-01"]
-
-    asyncio.run(run())
-
-
-def test_after_stop_receiving_nothing_new_comes_and_what_is_in_hand_can_be_ended(place):
-    async def run():
-        async with place.transports(2) as (sender, receiver):
-            go = asyncio.Event()
-
-            async def later(delivery):
-                await go.wait()
-                await delivery.ack()
-
-            inbox = Inbox(later)
-            await receiver.listen(place.endpoint("Stopping"), ["OrderPlaced"], inbox.receive, concurrency=2)
-            first, second = envelope(), envelope()
-            await sender.publish(first)
-            await inbox.wait(1)
-            await receiver.stop_receiving()
-            await sender.publish(second)
-            await asyncio.sleep(QUIET)
-            assert inbox.ids == [first.id]
-            go.set()
-            async with asyncio.timeout(10):
-                while not inbox.got[0].is_ended:
-                    await asyncio.sleep(0.01)
-            await receiver.stop_receiving()
-            await receiver.close()
-            fresh = Inbox()
-            await sender.listen("Stopping", ["OrderPlaced"], fresh.receive, concurrency=2)
-            await fresh.wait(1)
-            await asyncio.sleep(place.redeliver_after.total_seconds() * 1.5)
-            assert fresh.ids == [second.id]
-
-    asyncio.run(run())
-
-
-def test_a_life_that_is_over_or_has_not_begun(place):
-    async def run():
-        transport = place.transport()
-        for work in (
-            lambda: transport.publish(envelope()),
-            lambda: transport.send("Nowhere", envelope()),
-            lambda: transport.listen("Nowhere", [], Inbox().receive, concurrency=1),
-        ):
-            with pytest.raises(TransportClosedError):
-                await work()
-        await transport.stop_receiving()
-        await transport.start()
-        await transport.start()
-        await transport.publish(envelope())
-        await transport.close()
-        await transport.close()
-        with pytest.raises(TransportClosedError):
-            await transport.publish(envelope())
-        with pytest.raises(TransportClosedError):
-            await transport.start()
+        assert [letter.headers["traceparent"] for letter in letters if "traceparent" in letter.headers] == [
+            "00-aa-bb-01"
+        ]
 
     asyncio.run(run())
 
@@ -307,29 +175,42 @@ def test_an_ended_delivery_cannot_be_ended_again(place):
             await transport.send("Once", envelope())
             await inbox.wait(1)
             async with asyncio.timeout(10):
-                while not inbox.got[0].is_ended:
+                while not inbox.got[0].is_ended:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             for again in (
                 inbox.got[0].ack,
                 lambda: inbox.got[0].retry(timedelta(0)),
                 lambda: inbox.got[0].dead_letter("x", {}),
             ):
-                with pytest.raises(Exception, match="ended already"):
+                with pytest.raises(TransportError, match="ended already"):
                     await again()
 
     asyncio.run(run())
 
 
-def test_large_messages_and_many_of_them(place):
+def test_what_is_sent_to_an_endpoint_that_nobody_ever_listened_to_waits_for_its_listener(place):
     async def run():
         async with place.transports(1) as (transport,):
+            message = envelope()
+            await transport.send(place.endpoint("Later"), message)
             inbox = Inbox()
-            await transport.listen(place.endpoint("Large"), ["OrderPlaced"], inbox.receive, concurrency=16)
-            messages = [envelope(body=b'"' + b"x" * 200_000 + b'"') for _ in range(5)] + [envelope() for _ in range(300)]
-            await asyncio.gather(*(transport.publish(message) for message in messages))
-            await inbox.wait(len(messages))
-            assert {delivery.envelope.id: delivery.envelope for delivery in inbox.got} == {
-                message.id: message for message in messages
-            }
+            await transport.listen("Later", [], inbox.receive, concurrency=1)
+            await inbox.wait(1)
+            assert inbox.ids == [message.id]
+
+    asyncio.run(run())
+
+
+def test_nothing_is_carried_before_the_start(place):
+    async def run():
+        transport = place.transport()
+        for work in (
+            transport.publish(envelope()),
+            transport.send("Nowhere", envelope()),
+            transport.listen("Nowhere", [], Inbox().receive, concurrency=1),
+        ):
+            with pytest.raises(TransportClosedError):
+                await work
+        await transport.stop_receiving()
 
     asyncio.run(run())

@@ -87,7 +87,9 @@ class RedisEndpoint:
         """Make the group, and begin to read."""
         await self._register()
         await self._pipe.script(REMOVE_IDLE, [self._keys.stream], _GROUP, _FORGOTTEN_AFTER)
-        self._reading = [asyncio.create_task(self._repeat(step)) for step in (self._read, self._claim, self._return_due)]
+        self._reading = [
+            asyncio.create_task(self._repeat(step)) for step in (self._read, self._claim, self._return_due)
+        ]
         self._keeping = asyncio.create_task(self._keep_what_is_in_hand())
 
     async def stop_reading(self) -> None:
