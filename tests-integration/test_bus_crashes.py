@@ -115,6 +115,7 @@ async def time_out(state: OrderState, ctx: SagaContext) -> None:
 
 
 STEPS = {"insert", "update", "delete", "publish", "send", "ack", "find", "get_by_correlation_id", "get_by_id"}
+READS = {"find", "get_by_correlation_id", "get_by_id"}
 EVENTS = ["placed, first", "placed, last", "paid 1", "reminded 1", "timed out 1"]
 
 
@@ -272,7 +273,8 @@ def test_every_step_may_be_the_last(store_on, fault, tmp_path, databases, capsys
                 number, found = 0, True
                 while found:  # tasks race, so the runs are not all of one length
                     found = False
-                    for when in ("before", "after"):
+                    # Dead after a read is dead before what follows.
+                    for when in ("before",) if step in READS else ("before", "after"):
                         power = Power((step, number), when, fault)
                         deaths += await drive(store, power)
                         failed[f"{when} {step}"] += power.failed
@@ -284,7 +286,8 @@ def test_every_step_may_be_the_last(store_on, fault, tmp_path, databases, capsys
     with capsys.disabled():
         print(f"\n{steps.total()} steps, {failed.total()} faults, {deaths} deaths: {dict(sorted(failed.items()))}")
     assert set(steps) == STEPS
-    assert all(failed[f"{when} {step}"] for step in STEPS for when in ("before", "after"))
+    assert all(failed[f"before {step}"] for step in STEPS)
+    assert all(failed[f"after {step}"] for step in STEPS - READS)
     assert failed.total() > steps.total()
     assert bool(deaths) == (fault == "cut")
 

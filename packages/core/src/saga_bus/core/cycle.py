@@ -14,7 +14,7 @@ from saga_bus.core.envelope import TRACE_PARENT, TRACE_STATE
 from saga_bus.core.errors import SagaCompletedError, SagaMissingError
 from saga_bus.core.handling import Handling, Outcome
 from saga_bus.core.outbox import Outbox
-from saga_bus.store import SagaMetadata, with_metadata
+from saga_bus.store import OutcomeUnknownError, SagaMetadata, with_metadata
 from saga_bus.store.checks import metadata_of
 from saga_bus.store.state import MetadataChanges
 
@@ -116,10 +116,10 @@ class SagaCycle:
         return "handled", after if after.is_completed else None
 
     async def _again(self, handling: Handling, metadata: SagaMetadata) -> tuple[Outcome, SagaMetadata | None]:
-        # Its state is saved; whoever saved it may have died before the messages were sent.
-        await self._outbox.send_all(metadata)
-        # After a failed attempt it is this process's own save, of which the answer or the sending was lost.
-        outcome: Outcome = "handled" if handling.retries else "duplicate"
+        # Its state is saved. If the message was delivered before, whoever saved it may have died before the messages
+        # were sent; else another worker has it in hand just now, and sends them itself.
+        await self._outbox.send_again(metadata, of_others=handling.redelivered and handling.kind == "message")
+        outcome: Outcome = "handled" if handling.saved else "duplicate"
         return outcome, metadata if metadata.is_completed else None
 
     async def _missing(self, handling: Handling, message: Any) -> None:
@@ -150,12 +150,18 @@ class SagaCycle:
     ) -> SagaMetadata:
         kept = () if before is None else self._outbox.kept(before)
         changes = self._changes(handling, ctx, before, kept)
-        if before is None:
-            after = replace(own.next(**changes), version=0)
-            await self._store.insert(self._name, handling.correlation_id, with_metadata(state, after))
-        else:
-            after = before.next(**changes)
-            await self._store.update(self._name, with_metadata(state, after), before.version)
+        after = replace(own.next(**changes), version=0) if before is None else before.next(**changes)
+        state = with_metadata(state, after)
+        try:
+            if before is None:
+                await self._store.insert(self._name, handling.correlation_id, state)
+            else:
+                await self._store.update(self._name, state, before.version)
+        except OutcomeUnknownError:
+            handling.saved = True  # the next attempt finds out
+            raise
+        handling.saved = True
+        if before is not None:
             self._outbox.was_saved(before, after)
         if kept or ctx.outgoing:
             await self._outbox.send_saved(kept, after.saga_id, ctx.outgoing)

@@ -27,8 +27,10 @@ class Handling:
         correlation_id: What the message says about which saga it is for; None before that is known.
         saga_id: The saga's id; None before that is known.
         attempt: 1 at first; counts redeliveries and attempts here.
+        redelivered: Whether the transport delivered it before, as far as it tells.
         conflicts: How often another worker was faster.
         retries: How often it was tried again, conflicts among them.
+        saved: Whether an attempt here saved the saga, or may have.
         outcome: How it ended; None while it has not. "failed" is a timeout that is tried again later.
         error: The error that ended it, or that the last attempt met.
         outgoing_headers: Headers that every message sent by the handler gets; ``traceparent`` and ``tracestate``
@@ -47,9 +49,11 @@ class Handling:
         "message",
         "outcome",
         "outgoing_headers",
+        "redelivered",
         "retries",
         "saga_id",
         "saga_name",
+        "saved",
         "started",
     )
 
@@ -70,8 +74,10 @@ class Handling:
         self.correlation_id: str | None = None
         self.saga_id: str | None = None
         self.attempt = attempt
+        self.redelivered = attempt > 1
         self.conflicts = 0
         self.retries = 0
+        self.saved = False
         self.outcome: Outcome | None = None
         self.error: BaseException | None = None
         headers = envelope.headers

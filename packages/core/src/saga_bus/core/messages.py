@@ -41,8 +41,9 @@ def message_name(message_type: type) -> str:
 
 
 def _decoder(message_type: type) -> Callable[[bytes], Any]:
-    known = _decoders.get(message_type)
-    return _decoders.setdefault(message_type, msgspec.json.Decoder(message_type).decode) if known is None else known
+    if message_type not in _decoders:
+        check_message_type(message_type)
+    return _decoders[message_type]
 
 
 def check_message_type(message_type: object) -> None:
@@ -62,7 +63,7 @@ def check_message_type(message_type: object) -> None:
         raise ConfigurationError(f"a message type is a Struct, a dataclass or an attrs class, not {message_type!r}")
     message_name(message_type)
     try:
-        _decoder(message_type)
+        _decoders[message_type] = msgspec.json.Decoder(message_type).decode
     except (TypeError, NameError) as error:
         raise ConfigurationError(f"{message_type.__qualname__} cannot be a message: {error}") from error
 

@@ -114,13 +114,25 @@ class Outbox:
             SagaBusError: The transport failed; the entries stay.
             SagaStoreError: A message that waits could not be saved; likewise.
         """
-        messages: list[Outgoing] = []
-        if kept:
-            overdue = datetime.now(UTC) - self._grace
-            messages = [out for out in self._read(kept, saga_id) if out.by == self._sender or out.at <= overdue]
-        messages += new
+        messages = [*self._due_here(kept, saga_id), *new] if kept else list(new)
         if messages:
             await self._send_in_order(saga_id, messages)
+
+    async def send_again(self, metadata: SagaMetadata, *, of_others: bool) -> None:
+        """Send what is left of a saga whose message was handled before.
+
+        Args:
+            metadata: The saga's metadata, just loaded.
+            of_others: Whether to send what another worker left, however young it is.
+
+        Raises:
+            SagaBusError: The transport failed; the entries stay.
+            SagaStoreError: A message that waits could not be saved; likewise.
+        """
+        if of_others or not self._can_find:  # without a search nobody else ever would
+            await self.send_all(metadata)
+        else:
+            await self.send_saved(self.kept(metadata), metadata.saga_id, ())
 
     async def send_all(self, metadata: SagaMetadata) -> int:
         """Send every entry of a saga that this process has not sent.
@@ -251,6 +263,10 @@ class Outbox:
             await self._confirm_one(next(iter(self._sent)))
         self._forget(saga_id, record)
         return number
+
+    def _due_here(self, entries: Iterable[dict[str, Any]], saga_id: str) -> list[Outgoing]:
+        overdue = datetime.now(UTC) - self._grace
+        return [out for out in self._read(entries, saga_id) if out.by == self._sender or out.at <= overdue]
 
     def _forget(self, saga_id: str, record: _Sent) -> None:
         if not record.ids and not record.turn.locked() and self._sent.get(saga_id) is record:
