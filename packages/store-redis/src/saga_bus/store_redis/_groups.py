@@ -36,6 +36,7 @@ _IN_FLIGHT = 2  # while the server works on one group, the next one is packed
 _MOST = 128
 _BYTES = 4 * 1024 * 1024  # one script runs at a time: a larger one would hold up everybody
 _GONE, _DANGLING = -1, -2
+_DONE = msgspec.msgpack.encode([True])
 _LAYOUT = b"%d" % LAYOUT
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -349,8 +350,11 @@ class Groups:
             self._ttl,
             _LAYOUT,
             *(item.document for item in items),
+            *_plain_fields(items),
             then=self._replication.commands(),
         )
+        if reply == 1:  # the usual update
+            reply = _DONE
         outcomes: list[Outcome | BaseException] = list(_decode(reply))
         shortage = self._replication.shortage(waited)
         for place, outcome in enumerate(outcomes):
@@ -382,6 +386,14 @@ class Groups:
 
 def _key(item: _Write) -> tuple[bytes, str]:
     return item.keys.index_key, item.saga_id
+
+
+def _plain_fields(items: Sequence[_Write]) -> list[bytes]:
+    """What the script wants to know beside the packed items of an update that is alone."""
+    if len(items) > 1 or items[0].operation != "update":
+        return []
+    (item,) = items
+    return [field.encode() for field in (item.saga_id, item.expected, item.version, *item.fields)]
 
 
 def _document(value: bytes | None, item: _Read) -> bytes | None:

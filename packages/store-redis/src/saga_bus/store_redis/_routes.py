@@ -14,7 +14,7 @@ from redis.exceptions import AskError, MovedError, ResponseError
 from saga_bus.store import StoreUnavailableError
 from saga_bus.store_redis._errors import DRIVER_ERRORS, code_of, error_of_reply, translated
 from saga_bus.store_redis._scripts import Script
-from saga_bus.store_redis._servers import Command, Gate, Server, Timeouts
+from saga_bus.store_redis._servers import Command, Gate, Limits, Server
 
 __all__ = ["ClusterRoute", "Route", "SingleRoute", "run_script"]
 
@@ -66,16 +66,16 @@ class SingleRoute:
 
     Args:
         client: The client.
-        timeouts: How long to wait.
+        limits: How long to wait, and how many connections to use.
         owned: Whether to close the client.
     """
 
     is_cluster = False
 
-    def __init__(self, client: Redis, timeouts: Timeouts, *, owned: bool) -> None:
+    def __init__(self, client: Redis, limits: Limits, *, owned: bool) -> None:
         self._client = client
         self._is_owned = owned
-        self._server = Server(client.connection_pool, timeouts)
+        self._server = Server(client.connection_pool, limits, keeps=owned)
         self._gate = Gate()
 
     async def ask(self, key: bytes, commands: Sequence[Command], *, writing: bool = False) -> list[Any]:  # noqa: ARG002
@@ -103,17 +103,17 @@ class ClusterRoute:
 
     Args:
         client: The Cluster's client.
-        timeouts: How long to wait. While a slot moves to another node, a command is tried again for as long as the
-            time for a connection.
+        limits: How long to wait, and how many connections to use. While a slot moves to another node, a command
+            is tried again for as long as the time for a connection.
         owned: Whether to close the client.
     """
 
     is_cluster = True
 
-    def __init__(self, client: RedisCluster, timeouts: Timeouts, *, owned: bool) -> None:
+    def __init__(self, client: RedisCluster, limits: Limits, *, owned: bool) -> None:
         self._client = client
         self._is_owned = owned
-        self._timeouts = timeouts
+        self._limits = limits
         self._nodes: dict[str, Server] = {}
         self._is_stale = True
         self._is_started = False
@@ -127,7 +127,7 @@ class ClusterRoute:
 
     async def _ask(self, key: bytes, commands: Sequence[Command], writing: bool) -> list[Any]:  # noqa: FBT001
         loop = asyncio.get_running_loop()
-        deadline, pause = loop.time() + self._timeouts.connect, _SHORTEST
+        deadline, pause = loop.time() + self._limits.connect, _SHORTEST
         server, asking = await self._server_of(key), False
         while True:
             prefix: list[Command] = [[b"ASKING"]] if asking else []
@@ -190,7 +190,7 @@ class ClusterRoute:
             if not self._is_stale:
                 return
             try:
-                async with asyncio.timeout(self._timeouts.connect):
+                async with asyncio.timeout(self._limits.connect):
                     if not self._is_owned:
                         await self._client.initialize()  # which does nothing a second time
                     if self._is_owned or self._is_started:
@@ -210,7 +210,7 @@ class ClusterRoute:
             }
             kind: Any = settings.get("connection_class") or Connection
             pool = ConnectionPool(connection_class=kind, protocol=2, retry=Retry(NoBackoff(), 0), **plain)
-            server = self._nodes[name] = Server(pool, self._timeouts)
+            server = self._nodes[name] = Server(pool, self._limits, keeps=True)
         return server
 
 

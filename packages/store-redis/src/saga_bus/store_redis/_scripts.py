@@ -1,4 +1,4 @@
-"""The scripts, each known to a server by its digest and sent whole where the server does not know it."""
+"""The scripts, each made of files of ``lua/`` and sent whole to a server that does not know its digest yet."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ __all__ = ["COUNT", "DROP", "FIND", "HEAL", "READ", "REGISTER", "WRITE", "Script
 
 
 class Script:
-    """A script of this package, with the library that all of them begin with.
+    """A script of this package.
 
     Args:
-        name: The name of its file.
+        *parts: The names of its files.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, *parts: str) -> None:
         folder = files("saga_bus.store_redis").joinpath("lua")
-        self.source = b"\n".join(folder.joinpath(f"{part}.lua").read_bytes() for part in ("library", name))
+        self.source = b"\n".join(folder.joinpath(f"{part}.lua").read_bytes() for part in parts)
         self.digest = sha1(self.source, usedforsecurity=False).hexdigest().encode()
 
     def by_digest(self, keys: list[bytes], *arguments: bytes) -> list[bytes]:
@@ -38,10 +38,10 @@ class Script:
         return [b"EVAL", self.source, *command[2:]]
 
 
-WRITE = Script("write")
+WRITE = Script("usual_update", "library", "write")
 READ = Script("read")
-FIND = Script("find")
-COUNT = Script("count")
-HEAL = Script("heal")
+FIND = Script("library", "find")
+COUNT = Script("library", "count")
+HEAL = Script("library", "heal")
 REGISTER = Script("register")
-DROP = Script("drop")
+DROP = Script("library", "drop")

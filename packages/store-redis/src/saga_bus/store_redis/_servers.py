@@ -18,25 +18,28 @@ from redis.exceptions import ReadOnlyError, ResponseError
 from saga_bus.store import StoreClosedError
 from saga_bus.store_redis._errors import DRIVER_ERRORS, translated
 
-__all__ = ["Command", "Gate", "Server", "Timeouts"]
+__all__ = ["Command", "Gate", "Limits", "Server"]
 
 Command = Sequence[bytes]
 
-# From 5.3 on the method warns of an argument, which it wants before.
-_ARGUMENTS = () if tuple(map(int, redis.__version__.split(".")[:2])) >= (5, 3) else ("EVALSHA",)
+_VERSION = tuple(map(int, redis.__version__.split(".")[:2]))
+_ARGUMENTS = () if _VERSION >= (5, 3) else ("EVALSHA",)  # from 5.3 on the pool warns of what it wanted before
+_IS_DIRTY = "can_read" if _VERSION >= (8, 0) else "can_read_destructive"
 
 
 @dataclass(frozen=True)
-class Timeouts:
-    """How long to wait, in seconds.
+class Limits:
+    """How long to wait, in seconds, and how many connections to use.
 
     Args:
         connect: For a connection.
         command: For an answer; None for ever.
+        connections: The most connections to one server at the same time.
     """
 
     connect: float
     command: float | None
+    connections: int
 
 
 class Gate:
@@ -72,12 +75,16 @@ class Server:
 
     Args:
         pool: Its connections.
-        timeouts: How long to wait.
+        limits: How long to wait, and how many connections to use.
+        keeps: Whether to keep connections out of the pool between two uses, which saves what the pool does each time.
     """
 
-    def __init__(self, pool: Any, timeouts: Timeouts) -> None:
+    def __init__(self, pool: Any, limits: Limits, *, keeps: bool) -> None:
         self._pool = pool
-        self._timeouts = timeouts
+        self._limits = limits
+        self._keeps = keeps
+        self._kept: list[Any] = []
+        self._turns = asyncio.Semaphore(limits.connections)
 
     async def ask(self, commands: Sequence[Command], *, writing: bool = False) -> list[Any]:
         """Send commands in one go, over one connection.
@@ -93,35 +100,59 @@ class Server:
             StoreUnavailableError: There is no connection, or it was lost.
             OutcomeUnknownError: It was lost after a write was sent.
         """
+        async with self._turns:
+            return await self._ask(commands, writing=writing)
+
+    async def _ask(self, commands: Sequence[Command], *, writing: bool) -> list[Any]:
         connection = await self._connection()
-        sent = False
+        sent = is_usable = False
         try:
-            async with asyncio.timeout(self._timeouts.command):
+            async with asyncio.timeout(self._limits.command):
                 packed = _packed(commands)
                 sent = True
                 await connection.send_packed_command(packed)
                 replies = [await _reply(connection) for _ in commands]
             if any(isinstance(reply, ReadOnlyError) for reply in replies):
                 await connection.disconnect()  # the next connection asks again who the primary is
+            else:
+                is_usable = True
         except DRIVER_ERRORS as error:
             raise translated(error, sent=writing and sent) from error
         finally:
-            await self._pool.release(connection)
+            if is_usable and self._keeps:
+                self._kept.append(connection)
+            else:
+                await self._pool.release(connection)
         return replies
 
     async def close(self) -> None:
         """Close the connections."""
         try:
+            while self._kept:
+                await self._pool.release(self._kept.pop())
             await self._pool.disconnect()
         except DRIVER_ERRORS:
             return  # what cannot be closed is closed
 
     async def _connection(self) -> Any:
+        while self._kept:
+            connection = self._kept.pop()
+            if await _is_clean(connection):
+                return connection
+            await self._pool.release(connection)  # the pool connects it again
         try:
-            async with asyncio.timeout(self._timeouts.connect):
+            async with asyncio.timeout(self._limits.connect):
                 return await self._pool.get_connection(*_ARGUMENTS)
         except DRIVER_ERRORS as error:
             raise translated(error, sent=False) from error
+
+
+async def _is_clean(connection: Any) -> bool:
+    """Whether a connection is open, and holds no answer that nobody has read."""
+    try:
+        return connection.is_connected and not await getattr(connection, _IS_DIRTY)()
+    except DRIVER_ERRORS:
+        return False
 
 
 async def _reply(connection: Any) -> Any:

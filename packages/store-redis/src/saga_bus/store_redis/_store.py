@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,7 +30,7 @@ from saga_bus.store_redis._keys import Keys, check_prefix, keys_of
 from saga_bus.store_redis._location import Location
 from saga_bus.store_redis._queries import choose, count_sagas, find_sagas
 from saga_bus.store_redis._routes import ClusterRoute, Route, SingleRoute
-from saga_bus.store_redis._servers import Timeouts
+from saga_bus.store_redis._servers import Limits
 
 __all__ = ["RedisSagaStore", "check_schema", "create_schema", "drop_schema"]
 
@@ -62,6 +63,7 @@ class RedisSagaStore(BaseSagaStore[StateT]):
         connect_timeout: For making a connection, in seconds; in a Cluster, also how long a command is tried again
             while its hash slot moves.
         command_timeout: For the answer to a command, in seconds; None for ever.
+        max_connections: The most connections to one server that are used at the same time.
         max_state_bytes: The largest encoded state; the server takes one of 512 MB at the most (its
             ``proto-max-bulk-len``), and does nothing else meanwhile.
         state_types: The state type of each saga name.
@@ -92,6 +94,7 @@ class RedisSagaStore(BaseSagaStore[StateT]):
         wait_timeout: float = 1.0,
         connect_timeout: float = 5.0,
         command_timeout: float | None = 10.0,
+        max_connections: int = 8,
         max_state_bytes: int = _MAX_STATE_BYTES,
         state_types: Mapping[str, type] | None = None,
         codec: StateCodec | None = None,
@@ -104,6 +107,7 @@ class RedisSagaStore(BaseSagaStore[StateT]):
                 f"the client must be a redis.asyncio.Redis or RedisCluster, not {type(client).__name__}"
             )
         check_count("wait_replicas", wait_replicas, least=0)
+        check_count("max_connections", max_connections, least=1)
         check_count("max_state_bytes", max_state_bytes, least=1)
         _check_seconds("wait_timeout", wait_timeout)
         _check_seconds("connect_timeout", connect_timeout)
@@ -119,10 +123,11 @@ class RedisSagaStore(BaseSagaStore[StateT]):
         self._replication = Replication(wait_replicas, wait_timeout)
         if command_timeout is not None and wait_replicas:
             command_timeout += wait_timeout
-        self._timeouts = Timeouts(connect_timeout, command_timeout)
+        self._limits = Limits(connect_timeout, command_timeout, max_connections)
         self._route: Route
         self._groups: Groups
         self._has_schema = False
+        self._looking = asyncio.Lock()
 
     def __repr__(self) -> str:
         place = "the given client" if self._location is None else self._location.shown
@@ -133,11 +138,11 @@ class RedisSagaStore(BaseSagaStore[StateT]):
     async def _open(self) -> None:
         client, owned = self._client, self._client is None
         if self._location is not None:
-            client = self._location.client(self._timeouts.connect)
+            client = self._location.client(self._limits.connect)
         if isinstance(client, RedisCluster):
-            self._route = ClusterRoute(client, self._timeouts, owned=owned)
+            self._route = ClusterRoute(client, self._limits, owned=owned)
         elif client is not None:
-            self._route = SingleRoute(client, self._timeouts, owned=owned)
+            self._route = SingleRoute(client, self._limits, owned=owned)
         self._groups = Groups(self._route, self._ttl, self._replication)
 
     async def _close(self) -> None:
@@ -146,9 +151,12 @@ class RedisSagaStore(BaseSagaStore[StateT]):
 
     async def _ready(self) -> None:
         """See once that the layout is there, before the first operation."""
-        if not self._has_schema:
-            await schema_work.check(self._route, self._prefix)
-            self._has_schema = True
+        if self._has_schema:
+            return
+        async with self._looking:
+            if not self._has_schema:
+                await schema_work.check(self._route, self._prefix)
+                self._has_schema = True
 
     def _keys(self, saga_name: str) -> Keys:
         return keys_of(self._prefix, saga_name)
@@ -158,11 +166,15 @@ class RedisSagaStore(BaseSagaStore[StateT]):
     async def _insert(self, row: SagaRow, correlation_id: str) -> None:
         await self._ready()
         keys = self._keys(row.saga_name)
-        for _ in range(2):
+        if await self._groups.insert(keys, row, correlation_id):
+            return
+        # The first sagas of a type often come in a burst: the first of them registers it.
+        async with self._looking:
             if await self._groups.insert(keys, row, correlation_id):
                 return
             await schema_work.register(self._route, self._prefix, row.saga_name)
-        raise StoreUnavailableError("others dropped and created the schema meanwhile")
+        if not await self._groups.insert(keys, row, correlation_id):
+            raise StoreUnavailableError("others dropped and created the schema meanwhile")
 
     async def _update(self, row: SagaRow, expected_version: int) -> None:
         await self._ready()

@@ -1,4 +1,4 @@
--- What every script begins with. A saga's key holds seven fields, each ended by NUL, and then the document.
+-- What the scripts that write begin with. A saga's key holds seven fields, each ended by NUL, and then the document.
 -- The members of the index are a letter, a moment of 18 digits and a saga id:
 --   n running and f finished sagas by created_at, r running and c finished ones by updated_at,
 --   d running ones by their timeout, o those with a pending outbox by created_at;

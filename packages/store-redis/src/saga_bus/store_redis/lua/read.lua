@@ -1,7 +1,7 @@
 -- Fetches sagas. KEYS: of sagas, or of correlation ids. ARGV: for each key an s or a c.
 -- Returns the lengths, a newline, and then the values; -1 says that there is none, and -2 that a correlation id names
 -- a saga that is not here.
-local values = call('MGET', unpack(KEYS))
+local values = redis.call('MGET', unpack(KEYS))
 local states, places = {}, {}
 for place = 1, #KEYS do
   if values[place] and string.byte(ARGV[1], place) == 99 then
@@ -12,7 +12,7 @@ for place = 1, #KEYS do
 end
 local missing = {}
 if #states > 0 then
-  local found = call('MGET', unpack(states))
+  local found = redis.call('MGET', unpack(states))
   for number, place in ipairs(places) do
     values[place] = found[number]
     missing[place] = not found[number]

@@ -1,6 +1,6 @@
 -- Notes a saga type. KEYS: the schema. ARGV: the layout's version, the type's field. Returns the version found.
-local found = call('HGET', KEYS[1], 'layout')
+local found = redis.call('HGET', KEYS[1], 'layout')
 if found == ARGV[1] then
-  call('HSET', KEYS[1], ARGV[2], '')
+  redis.call('HSET', KEYS[1], ARGV[2], '')
 end
 return found or ''

@@ -1,0 +1,63 @@
+import uuid
+
+import pytest
+
+from providers import UnavailableError, required_backends
+from providers.redis import connected, private_redis
+from providers.redis import sentinel as sentinel_servers
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.import_plugin("providers.plugin")
+
+
+@pytest.fixture(scope="session")
+def url(databases):
+    """A server that the tests of this session share; each makes a prefix of its own in it."""
+    return databases.url("redis")
+
+
+@pytest.fixture(scope="session")
+def cluster_url(databases):
+    """A Cluster of three nodes."""
+    return databases.url("redis_cluster")
+
+
+@pytest.fixture
+def prefix():
+    return f"test_{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def admin(url):
+    """A client of redis-py's, for looking into the server."""
+    with connected(url) as client:
+        yield client
+
+
+def or_skip(error):
+    if "redis" in required_backends():
+        pytest.fail(f"SAGA_TEST_REQUIRE names redis: {error}")
+    pytest.skip(str(error))
+
+
+@pytest.fixture
+def server():
+    """A server of this test's own."""
+    try:
+        with private_redis() as started:
+            yield started
+    except UnavailableError as error:
+        or_skip(error)
+
+
+@pytest.fixture(scope="module")
+def sentinel():
+    """A primary, a replica and a Sentinel."""
+    try:
+        with sentinel_servers() as started:
+            yield started
+    except UnavailableError as error:
+        or_skip(error)
+
+
