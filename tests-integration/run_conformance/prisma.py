@@ -10,7 +10,7 @@ from typing import Any
 
 from providers.prisma import MODELS, PrismaEngine, attached, generated_client, imported, shared_schema
 from saga_bus.store.conformance import Hooks
-from saga_bus.store_prisma import PrismaSagaStore, get_schema_prisma
+from saga_bus.store_prisma import PrismaSagaStore, drop_schema, get_schema_prisma
 
 __all__ = ["PrismaPlaces", "PrismaTarget", "kit_schema"]
 
@@ -71,7 +71,7 @@ class OwnClient(PrismaSagaStore[Any]):
 
 @dataclass
 class PrismaPlaces:
-    """A place is one of the models of a client; a case drops what it made, so they are used again in turns.
+    """A place is one of the models of a client, which are used again in turns, each time without a table.
 
     It can be sent to other processes, which use the same engine.
     """
@@ -80,9 +80,13 @@ class PrismaPlaces:
     engine_url: str
     models: dict[str, str] = field(default_factory=dict)
 
-    def open_store(self, namespace: str) -> OwnClient:
+    async def open_store(self, namespace: str) -> OwnClient:
+        is_new = namespace not in self.models
         model = self.models.setdefault(namespace, f"saga{len(self.models) % MODELS}")
-        return OwnClient(prisma=attached(imported(self.folder), self.engine_url), model=model)
+        client = attached(imported(self.folder), self.engine_url)
+        if is_new:
+            await drop_schema(client, model=model)
+        return OwnClient(prisma=client, model=model)
 
     @asynccontextmanager
     async def open_transaction(self, namespace: str) -> AsyncIterator[PrismaTransaction]:

@@ -62,9 +62,7 @@ class ModelActions(Protocol):
         """Rows."""
         ...
 
-    async def group_by(
-        self, by: Any, *, where: Any = None, take: int | None = None, order: Any = None
-    ) -> list[Any]:
+    async def group_by(self, by: Any, *, where: Any = None, take: int | None = None, order: Any = None) -> list[Any]:
         """The distinct values of some columns, a dict each."""
         ...
 

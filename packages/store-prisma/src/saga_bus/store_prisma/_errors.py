@@ -73,7 +73,8 @@ _BY_NAME: dict[str, _Meaning] = {
     "ValidationError": _MISFIT,  # pydantic's: the engine's answer does not fit the generated model
 }
 
-# The database's own code, where the engine has none for it: a SQLSTATE, or how it begins, or a number of MySQL's.
+# The database's own code, where the engine has none for it: a SQLSTATE, or how it begins, or a number of MySQL's or
+# SQLite's.
 _BY_DATABASE: dict[str, _Meaning] = {
     "40001": _BY_CODE["P2034"],
     "40P01": _BY_CODE["P2034"],
@@ -88,10 +89,15 @@ _BY_DATABASE: dict[str, _Meaning] = {
     "22": (StateEncodeError, "the database cannot hold what the state holds"),
     "42501": (SagaStoreError, "the user lacks a right"),
     "42": _MISFIT,
+    "5": (StoreUnavailableError, "the database is locked: nothing was written"),
+    "261": (StoreUnavailableError, "the database is locked: nothing was written"),
+    "517": (StoreUnavailableError, "somebody else wrote meanwhile: nothing was written"),
     "1205": (StoreUnavailableError, "the lock timeout passed: nothing was written"),
     "1213": _BY_CODE["P2034"],
 }
-_DATABASE_CODE = re.compile(r'\bcode: "?([0-9A-Z]{4,5})\b')
+_DATABASE_CODE = re.compile(r'\b(?:extended_)?code: "?([0-9A-Z]{1,5})\b')
+_ENGINE_CODE = re.compile(r'"error_code":\s*"(P\d{4})"')
+_RAW = "P2010"  # a statement that was sent as it is; the database's code is beside it
 
 # SQLite's, of a lock that was not to be had: unlike a server's, it leaves nothing unknown.
 _BUSY = re.compile(r"database is locked|Operations timed out")
@@ -104,7 +110,10 @@ def code_of(error: BaseException) -> str:
         error: The client's error.
     """
     code = getattr(error, "code", None)
-    return code if isinstance(code, str) else ""
+    if isinstance(code, str):
+        return code
+    found = _ENGINE_CODE.search(str(error))  # in the body of an answer that is none of a query
+    return "" if found is None else found[1]
 
 
 def taken_key(error: BaseException) -> str | None:
@@ -147,11 +156,19 @@ def _meaning(error: BaseException) -> _Meaning:
     for each in type(error).__mro__:
         if each.__name__ in _BY_NAME:
             return _BY_NAME[each.__name__]
-    if found := _DATABASE_CODE.search(str(error)):
-        for length in (5, 4, 3, 2):
-            if found[1][:length] in _BY_DATABASE:
-                return _BY_DATABASE[found[1][:length]]
+    database_code = _database_code(error, code)
+    lengths = (5, 3, 2) if len(database_code) == 5 else (len(database_code),)
+    for length in lengths:
+        if database_code[:length] in _BY_DATABASE:
+            return _BY_DATABASE[database_code[:length]]
     if code or any(each.__name__ == "DataError" for each in type(error).__mro__):
         return (SagaStoreError, f"the database refused{f', {code}' if code else ''}")
     # Neither the client nor the engine has a word for it, such as an answer that is no JSON.
     return (OutcomeUnknownError, "the query engine gave no answer that can be understood")
+
+
+def _database_code(error: BaseException, code: str) -> str:
+    if code == _RAW:
+        return str((getattr(error, "meta", None) or {}).get("code", ""))
+    found = _DATABASE_CODE.search(str(error))
+    return "" if found is None else found[1]

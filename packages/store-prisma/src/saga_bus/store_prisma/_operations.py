@@ -41,7 +41,7 @@ async def called(call: Awaitable[ResultT], *, writing: bool = False) -> ResultT:
         return await call
     except SagaStoreError:
         raise
-    except Exception as error:  # noqa: BLE001 - the client lets errors of several libraries through
+    except Exception as error:
         raise translated(error, writing=writing) from error
 
 
@@ -113,9 +113,7 @@ class Operations:
             await called(self._actions.delete_many(place), writing=self._commits)
             return
         for _ in range(_ATTEMPTS):
-            if await called(
-                self._actions.delete_many({**place, "version": expected_version}), writing=self._commits
-            ):
+            if await called(self._actions.delete_many({**place, "version": expected_version}), writing=self._commits):
                 return
             await self._refuse_conflict(saga_name, saga_id, expected_version)
         raise _restless()
@@ -126,9 +124,7 @@ class Operations:
         rows = await called(self._actions.group_by(["version"], where=self._place(saga_name, saga_id)))
         actual_version = int(rows[0]["version"]) if rows else None
         if actual_version != expected_version:
-            raise version_conflict(
-                saga_name, saga_id, expected_version=expected_version, actual_version=actual_version
-            )
+            raise version_conflict(saga_name, saga_id, expected_version=expected_version, actual_version=actual_version)
 
     async def find(self, query: SagaQuery) -> Sequence[FoundRow]:
         """Fetch the rows of one page."""

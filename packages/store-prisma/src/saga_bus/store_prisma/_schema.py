@@ -9,7 +9,16 @@ from typing import Any, LiteralString, cast
 from saga_bus.store import SchemaError, StoreUnavailableError
 from saga_bus.store.identifiers import QuoteStyle, derived_identifier, quote_identifier
 from saga_bus.store_prisma._client import PrismaClient
-from saga_bus.store_prisma._model import FIELDS, INDEXES, KEYS, Model, Provider, check_provider, check_table, problems_of
+from saga_bus.store_prisma._model import (
+    FIELDS,
+    INDEXES,
+    KEYS,
+    Model,
+    Provider,
+    check_provider,
+    check_table,
+    problems_of,
+)
 from saga_bus.store_prisma._operations import called
 from saga_bus.store_prisma._statements import DATABASES
 

@@ -28,6 +28,7 @@ from saga_bus.store_prisma._client import (
     model_in_url,
 )
 from saga_bus.store_prisma._health import warnings_about
+from saga_bus.store_prisma._in_hand import InHand
 from saga_bus.store_prisma._model import Model, model_of
 from saga_bus.store_prisma._operations import Operations, called
 from saga_bus.store_prisma._statements import DATABASES
@@ -85,6 +86,7 @@ class PrismaSagaStore(BaseSagaStore[StateT]):
         self._owns_client = prisma is None
         self._connects = self._owns_client
         self._has_connected = False
+        self._in_hand = InHand()
         self._model_name = model if url is None else model_in_url(url)
         self._client: PrismaClient | None = None
         if prisma is not None:
@@ -113,6 +115,7 @@ class PrismaSagaStore(BaseSagaStore[StateT]):
         await called(prisma.connect())
 
     async def _close(self) -> None:
+        await self._in_hand.join()
         if self._has_connected:
             await called(self._prisma.disconnect())
 
@@ -121,7 +124,7 @@ class PrismaSagaStore(BaseSagaStore[StateT]):
         if not prisma.is_transaction():
             raise InvalidSagaError("bind takes the client that `async with prisma.tx()` yields, not one without a tx")
         actions_of(prisma, self._model_name)
-        other = self._copy_with(_client=prisma, _owns_client=False, _connects=False)
+        other = self._copy_with(_client=prisma, _owns_client=False, _connects=False, _in_hand=InHand())
         for cached in ("_operations", "_model"):
             vars(other).pop(cached, None)
         return other
@@ -147,44 +150,56 @@ class PrismaSagaStore(BaseSagaStore[StateT]):
     # -- primitives --------------------------------------------------------------------------------------
 
     async def _insert(self, row: SagaRow, correlation_id: str) -> None:
-        await self._operations.insert(row, correlation_id)
+        with self._in_hand:
+            await self._operations.insert(row, correlation_id)
 
     async def _update(self, row: SagaRow, expected_version: int) -> None:
-        await self._operations.update(row, expected_version)
+        with self._in_hand:
+            await self._operations.update(row, expected_version)
 
     async def _delete(self, saga_name: str, saga_id: str, expected_version: int | None) -> None:
-        await self._operations.delete(saga_name, saga_id, expected_version)
+        with self._in_hand:
+            await self._operations.delete(saga_name, saga_id, expected_version)
 
     async def _get_by_id(self, saga_name: str, saga_id: str) -> bytes | None:
-        return await self._operations.get("saga_id", saga_name, saga_id)
+        with self._in_hand:
+            return await self._operations.get("saga_id", saga_name, saga_id)
 
     async def _get_by_correlation_id(self, saga_name: str, correlation_id: str) -> bytes | None:
-        return await self._operations.get("correlation_id", saga_name, correlation_id)
+        with self._in_hand:
+            return await self._operations.get("correlation_id", saga_name, correlation_id)
 
     async def _find(self, query: SagaQuery) -> Sequence[FoundRow]:
-        return await self._operations.find(query)
+        with self._in_hand:
+            return await self._operations.find(query)
 
     async def _count(self, where: SagaFilter) -> int:
-        return await self._operations.count(where)
+        with self._in_hand:
+            return await self._operations.count(where)
 
     async def _purge(self, saga_name: str, before: datetime, batch_size: int) -> int:
-        return await self._operations.purge(saga_name, before, batch_size)
+        with self._in_hand:
+            return await self._operations.purge(saga_name, before, batch_size)
 
     async def _create_schema(self) -> None:
         await self._ensure_open()
-        await schema_work.create(self._prisma, self._model)
+        with self._in_hand:
+            await schema_work.create(self._prisma, self._model)
 
     async def _check_schema(self) -> None:
         await self._ensure_open()
-        await schema_work.check(self._prisma, self._model)
+        with self._in_hand:
+            await schema_work.check(self._prisma, self._model)
 
     async def _drop_schema(self) -> None:
         await self._ensure_open()
-        await schema_work.drop(self._prisma, self._model)
+        with self._in_hand:
+            await schema_work.drop(self._prisma, self._model)
 
     async def _ping(self) -> Sequence[str]:
         statement = cast("LiteralString", DATABASES[self._model.provider].health)
-        rows = await called(self._prisma.query_raw(statement))
+        with self._in_hand:
+            rows = await called(self._prisma.query_raw(statement))
         return warnings_about(rows[0])
 
 
