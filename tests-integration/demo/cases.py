@@ -9,10 +9,11 @@ from typing import Any
 import msgspec
 
 from demo.event_log import EventLog, LoggedEvent
-from demo.handling import DemoState
+from demo.states import PATIENT, DemoState, note
 from demo.workload import SagaPlan, Workload
+from saga_bus.core import SagaContext, SagaDefinition
 
-__all__ = ["SAGA_NAME", "CaseEvent", "CaseState", "plan_cases"]
+__all__ = ["SAGA_NAME", "CaseEvent", "CaseState", "cases", "plan_cases"]
 
 SAGA_NAME = "CaseSaga"
 
@@ -41,7 +42,7 @@ class CaseState(DemoState, kw_only=True):
         return self.last_activity
 
 
-class CaseEvent(msgspec.Struct, frozen=True, tag=True):
+class CaseEvent(msgspec.Struct, frozen=True):
     """One row of the log.
 
     Args:
@@ -64,19 +65,25 @@ class CaseEvent(msgspec.Struct, frozen=True, tag=True):
     def correlation_id(self) -> str:
         return self.case_id
 
-    def begin(self) -> CaseState:
-        return CaseState(
-            case_id=self.case_id,
-            case_size=self.case_size,
-            last_activity=self.activity,
-            last_time=self.time,
-            last_line=self.line,
-        )
 
-    def change(self, state: CaseState) -> None:
-        # Workers race, so events arrive in any order: the latest one by the log's clock counts.
-        if (self.time, self.line) > (state.last_time, state.last_line):
-            state.last_activity, state.last_time, state.last_line = self.activity, self.time, self.line
+cases = SagaDefinition(SAGA_NAME, CaseState, correlate="case_id", retry=PATIENT)
+
+
+@cases.starts(
+    CaseEvent,
+    new=lambda event: CaseState(
+        case_id=event.case_id,
+        case_size=event.case_size,
+        last_activity=event.activity,
+        last_time=event.time,
+        last_line=event.line,
+    ),
+)
+async def take(message: CaseEvent, state: CaseState, ctx: SagaContext) -> None:
+    # Workers race, so events arrive in any order: the latest one by the log's clock counts.
+    if (message.time, message.line) > (state.last_time, state.last_line):
+        state.last_activity, state.last_time, state.last_line = message.activity, message.time, message.line
+    note(state, ctx)
 
 
 def plan_cases(log: EventLog, at_once: int) -> Workload[Any]:

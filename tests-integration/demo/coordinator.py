@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from demo.handling import Handled
-from demo.messages import Answer, Failed, Ready
+from demo.messages import Acknowledged, Answer, Counted, Failed, Ready
 from demo.processes import WorkerProcess
 from demo.workload import SagaPlan, Workload
 
@@ -166,8 +165,12 @@ class Coordinator:
             raise DemoError(f"worker {worker.number} ended with exit code {code}{await worker.last_words()}")
 
     def _take(self, worker: WorkerProcess, answer: Answer) -> None:
-        if isinstance(answer, Handled):
+        if isinstance(answer, Acknowledged):
             self._acknowledge(worker, answer)
+        elif isinstance(answer, Counted):
+            self.figures.conflicts += answer.conflicts
+            self.figures.unavailable += answer.unavailable
+            self.figures.recognised += answer.repeated
         elif isinstance(answer, Failed):
             raise DemoError(f"worker {worker.number} failed: {answer.reason}")
         elif isinstance(answer, Ready):
@@ -180,13 +183,10 @@ class Coordinator:
         for worker in self._workers * _SAGAS_PER_WORKER:
             self._start_next_saga(worker)
 
-    def _acknowledge(self, worker: WorkerProcess, answer: Handled) -> None:
+    def _acknowledge(self, worker: WorkerProcess, answer: Acknowledged) -> None:
         event = worker.unacknowledged.pop(answer.event_id)
         figures = self.figures
         figures.acknowledged += 1
-        figures.conflicts += answer.conflicts
-        figures.unavailable += answer.unavailable
-        figures.recognised += answer.repeated
         saga = self._running[event.correlation_id]
         saga.waiting.remove(answer.event_id)
         if not saga.waiting:
@@ -243,7 +243,7 @@ class Coordinator:
 
     def _deliver_again(self, dead: WorkerProcess) -> None:
         # Its pipe has ended, so every acknowledgement that it could still send is counted. What is left may
-        # be in the store or not; nobody knows, so it is sent again, and handle() finds out.
+        # be in the store or not; nobody knows, so it is sent again, and the bus finds out.
         events = list(dead.unacknowledged.values())
         dead.unacknowledged.clear()
         self.figures.redelivered += len(events)

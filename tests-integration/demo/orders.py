@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 import msgspec
 
-from demo.handling import DemoState
+from demo.states import PATIENT, DemoState, note
 from demo.workload import SagaPlan, Workload
+from saga_bus.core import SagaContext, SagaDefinition
 
-__all__ = ["SAGA_NAME", "OrderEvent", "OrderState", "plan_orders"]
+__all__ = ["SAGA_NAME", "OrderEvent", "OrderState", "orders", "plan_orders"]
 
 SAGA_NAME = "OrderSaga"
 
@@ -34,7 +35,7 @@ class OrderState(DemoState, kw_only=True):
     order_id: str
     total_cents: int
     address: str
-    status: Literal["placed", "paid", "shipped", "cancelled"] = "placed"
+    status: Literal["placed", "paid", "shipped", "cancelling", "cancelled"] = "placed"
     paid_cents: int = 0
     notes: list[str] = msgspec.field(default_factory=list)
 
@@ -45,19 +46,13 @@ class OrderState(DemoState, kw_only=True):
         return f"{self.status}, {self.paid_cents} cents paid, to {self.address}, notes: {'; '.join(self.notes)}"
 
 
-class _OrderEvent(msgspec.Struct, frozen=True, tag=True):
+class _OrderEvent(msgspec.Struct, frozen=True):
     event_id: str
     order_id: str
 
     @property
     def correlation_id(self) -> str:
         return self.order_id
-
-    def begin(self) -> OrderState:
-        raise RuntimeError(f"{self.event_id}: order {self.order_id} was never placed")
-
-    def change(self, state: OrderState) -> None:
-        raise RuntimeError(f"{self.event_id}: order {state.order_id} exists already")
 
 
 class OrderPlaced(_OrderEvent, frozen=True):
@@ -66,18 +61,11 @@ class OrderPlaced(_OrderEvent, frozen=True):
     total_cents: int
     address: str
 
-    def begin(self) -> OrderState:
-        return OrderState(order_id=self.order_id, total_cents=self.total_cents, address=self.address)
-
 
 class PaymentReceived(_OrderEvent, frozen=True):
     """The customer paid."""
 
     cents: int
-
-    def change(self, state: OrderState) -> None:
-        state.paid_cents += self.cents
-        state.status = "paid"
 
 
 class AddressChanged(_OrderEvent, frozen=True):
@@ -85,34 +73,76 @@ class AddressChanged(_OrderEvent, frozen=True):
 
     address: str
 
-    def change(self, state: OrderState) -> None:
-        state.address = self.address
-
 
 class NoteAdded(_OrderEvent, frozen=True):
     """The customer says something."""
 
     text: str
 
-    def change(self, state: OrderState) -> None:
-        state.notes.append(self.text)
-
 
 class OrderShipped(_OrderEvent, frozen=True):
     """The parcel is on its way: the saga ends."""
 
-    def change(self, state: OrderState) -> None:
-        state.status = "shipped"
+
+class CancellationRequested(_OrderEvent, frozen=True):
+    """The customer changed their mind."""
 
 
 class OrderCancelled(_OrderEvent, frozen=True):
-    """The customer changed their mind: the saga ends."""
-
-    def change(self, state: OrderState) -> None:
-        state.status = "cancelled"
+    """The order is off: the saga ends."""
 
 
-OrderEvent = OrderPlaced | PaymentReceived | AddressChanged | NoteAdded | OrderShipped | OrderCancelled
+OrderEvent = (
+    OrderPlaced | PaymentReceived | AddressChanged | NoteAdded | OrderShipped | CancellationRequested | OrderCancelled
+)
+
+
+orders = SagaDefinition(SAGA_NAME, OrderState, correlate="order_id", retry=PATIENT)
+
+
+@orders.starts(
+    OrderPlaced,
+    new=lambda placed: OrderState(order_id=placed.order_id, total_cents=placed.total_cents, address=placed.address),
+)
+async def place(_message: OrderPlaced, state: OrderState, ctx: SagaContext) -> None:
+    note(state, ctx)
+
+
+@orders.continues(PaymentReceived)
+async def pay(message: PaymentReceived, state: OrderState, ctx: SagaContext) -> None:
+    state.paid_cents += message.cents
+    state.status = "paid"
+    note(state, ctx)
+
+
+@orders.continues(AddressChanged)
+async def change_address(message: AddressChanged, state: OrderState, ctx: SagaContext) -> None:
+    state.address = message.address
+    note(state, ctx)
+
+
+@orders.continues(NoteAdded)
+async def add_note(message: NoteAdded, state: OrderState, ctx: SagaContext) -> None:
+    state.notes.append(message.text)
+    note(state, ctx)
+
+
+@orders.continues(OrderShipped)
+async def ship(_message: OrderShipped, state: OrderState, ctx: SagaContext) -> None:
+    state.status = "shipped"
+    note(state, ctx)
+
+
+@orders.continues(CancellationRequested)
+async def begin_to_cancel(_message: CancellationRequested, state: OrderState, ctx: SagaContext) -> None:
+    state.status = "cancelling"
+    note(state, ctx)
+
+
+@orders.continues(OrderCancelled)
+async def cancel(_message: OrderCancelled, state: OrderState, ctx: SagaContext) -> None:
+    state.status = "cancelled"
+    note(state, ctx)
 
 
 def plan_orders(count: int, seed: int) -> Workload[Any]:
@@ -139,8 +169,9 @@ def _plan(order_id: str, dice: random.Random) -> SagaPlan[OrderEvent]:
         meanwhile.append(NoteAdded(f"{order_id}/note", order_id, note))
 
     if dice.random() < _CANCELLED_SHARE:
+        requested = CancellationRequested(f"{order_id}/cancellation", order_id)
         cancelled = OrderCancelled(f"{order_id}/cancelled", order_id)
-        stages: tuple[tuple[OrderEvent, ...], ...] = ((placed,), (cancelled, *meanwhile))
+        stages: tuple[tuple[OrderEvent, ...], ...] = ((placed,), (requested, *meanwhile), (cancelled,))
         return SagaPlan(order_id, stages, f"cancelled, 0 cents paid, to {address}, notes: {note}")
     paid = PaymentReceived(f"{order_id}/paid", order_id, total)
     stages = ((placed,), (paid, *meanwhile), (OrderShipped(f"{order_id}/shipped", order_id),))

@@ -9,8 +9,8 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from demo.handling import Event
-from demo.messages import Answer, decode_answer, encode_line
+from demo.messages import Answer, decode_answer, encode_line, envelope_of
+from demo.states import Event
 
 __all__ = ["WorkerProcess"]
 
@@ -70,7 +70,7 @@ class WorkerProcess:
         """
         self.unacknowledged[event.event_id] = event
         # Without drain(): the coordinator has only so many sagas in flight, so this is never much.
-        self._stdin.write(encode_line(event))
+        self._stdin.write(encode_line(envelope_of(event)))
 
     def no_more_events(self) -> None:
         """Close the worker's stdin, after which it finishes what it has and leaves."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from demo.handling import DemoState
+from demo.states import DemoState
 from demo.worker import open_store
 from demo.workload import SagaPlan, Workload
 from saga_bus.store import SagaFilter

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from demo.handling import Event
+from demo.states import Event
 
 __all__ = ["SagaPlan", "Workload"]
 
