@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -13,7 +14,7 @@ from brokers.inspection import remove
 from saga_bus.core import Delivery, Envelope
 from saga_bus.transport_faststream import FastStreamTransport
 
-__all__ = ["Inbox", "Place", "envelope"]
+__all__ = ["Inbox", "Place", "envelope", "kafka_options", "whole_kafka"]
 
 _PATIENCE = 30.0
 _numbers = itertools.count(1)
@@ -24,6 +25,20 @@ def envelope(name: str = "OrderPlaced", body: bytes = b"{}", **headers: str) -> 
     return Envelope(
         id=f"message-{next(_numbers)}", name=name, body=body, sent_at=datetime.now(UTC), headers=dict(headers)
     )
+
+
+def kafka_options(url: str) -> dict[str, Any]:
+    """What the transport must be told of the Kafka at a URL: a mock cluster makes its topics by itself.
+
+    Args:
+        url: The broker.
+    """
+    return {"partitions": 3, "make_topics": url == os.environ.get("SAGA_TEST_KAFKA_URL")}
+
+
+def whole_kafka() -> bool:
+    """Whether all tests are to be run on Kafka: each listener waits seconds for its group there."""
+    return bool(os.environ.get("SAGA_TEST_KAFKA_URL")) or os.environ.get("SAGA_TEST_KAFKA_MOCK") == "all"
 
 
 class Place:
@@ -45,7 +60,7 @@ class Place:
 
     def transport(self, **options: Any) -> FastStreamTransport:
         """A transport, not started."""
-        options = {"prefix": self.prefix, "redeliver_after": self.redeliver_after, "partitions": 4, **options}
+        options = {"prefix": self.prefix, "redeliver_after": self.redeliver_after, **kafka_options(self.url), **options}
         if "broker" not in options:
             options["url"] = self.url
         return FastStreamTransport(**options)

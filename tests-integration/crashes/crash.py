@@ -23,7 +23,7 @@ from crashes.saga import EVENTS, SAGA_NAME, STEPS, CrashState, Happened, Step
 from saga_bus.core import Delivery, create_bus
 from saga_bus.store import SagaFilter
 
-__all__ = ["Counts", "CrashError", "crash"]
+__all__ = ["Counts", "CrashError", "Watcher", "crash", "verify"]
 
 _IMPORT_ROOT = Path(__file__).parent.parent
 _WATCHER = "CrashWatcher"
@@ -127,14 +127,24 @@ class _Workers:
         return (self._job.folder / f"worker-{worker}.err").read_text(encoding="utf-8", errors="replace")[-3000:]
 
 
-class _Watcher:
-    """Gets every event that the sagas publish."""
+class Watcher:
+    """Gets every event that the sagas publish.
+
+    Attributes:
+        ids: The ids under which each event came.
+        received: How many came.
+    """
 
     def __init__(self) -> None:
         self.ids: dict[tuple[str, str], set[str]] = defaultdict(set)
         self.received = 0
 
     async def receive(self, delivery: Delivery) -> None:
+        """Note an event.
+
+        Args:
+            delivery: The event.
+        """
         happened = msgspec.json.decode(delivery.envelope.body, type=Happened)
         self.ids[happened.saga, happened.what].add(delivery.envelope.id)
         self.received += 1
@@ -176,7 +186,7 @@ async def crash(
     """
     chance = random.Random(seed)
     counts = Counts(sagas)
-    watcher = _Watcher()
+    watcher = Watcher()
     # Whoever watches listens before anything happens.
     watching = open_transport()
     await watching.start()
@@ -195,7 +205,7 @@ async def crash(
                 await asyncio.sleep(_POLL)
         counts.seconds = time.monotonic() - started
         running.stop(within=60)
-        await _verify(store, watcher, counts)
+        await verify(store, watcher, counts)
         if letters := await dead_letters():
             raise CrashError(f"{len(letters)} dead letters, the first is {letters[0]}")
     except TimeoutError as error:
@@ -245,7 +255,7 @@ async def _kill(running: _Workers, store: Any, counts: Counts, kills_each: int, 
         counts.kills_at_work += done < counts.sagas
 
 
-async def _missing(store: Any, watcher: _Watcher, sagas: int) -> str:
+async def _missing(store: Any, watcher: Watcher, sagas: int) -> str:
     """What is still to come, as text; empty when all is in."""
     settled = await store.count(SagaFilter(saga_name=SAGA_NAME, completed=True, outbox_pending=False))
     waiting = await store.count(SagaFilter(saga_name="saga-bus.scheduled"))
@@ -255,8 +265,17 @@ async def _missing(store: Any, watcher: _Watcher, sagas: int) -> str:
     return f"{sagas - settled} sagas to settle, {waiting} scheduled messages, {events} events"
 
 
-async def _verify(store: Any, watcher: _Watcher, counts: Counts) -> None:
-    """Check each saga and each event."""
+async def verify(store: Any, watcher: Watcher, counts: Counts) -> None:
+    """Check each saga and each event.
+
+    Args:
+        store: The store of the sagas.
+        watcher: Who got the events.
+        counts: What was sent; what is found is added.
+
+    Raises:
+        CrashError: Something was lost, or happened twice.
+    """
     cursor, seen = None, 0
     while True:
         page = await store.find(SagaFilter(saga_name=SAGA_NAME), limit=500, cursor=cursor)

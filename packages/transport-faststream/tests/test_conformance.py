@@ -8,17 +8,20 @@ import pytest
 from brokers.inspection import dead_letters, put_rubbish, remove
 from saga_bus.core.conformance import PutAside, TransportConformance
 from saga_bus.transport_faststream import FastStreamTransport
+from transport_places import kafka_options
 
 
 class BrokerConformance(TransportConformance):
     broker: str
 
     @pytest.fixture(autouse=True)
-    def running(self, brokers):
-        type(self).url = brokers.url(self.broker)
+    def running(self, broker_url):
+        type(self).url = broker_url(self.broker)
 
     def open_transport(self, namespace):
-        return FastStreamTransport(self.url, prefix=namespace, redeliver_after=timedelta(seconds=1), partitions=4)
+        return FastStreamTransport(
+            self.url, prefix=namespace, redeliver_after=timedelta(seconds=1), **kafka_options(self.url)
+        )
 
     async def dead_letters(self, namespace, endpoint):
         return [

@@ -21,6 +21,7 @@ class Options:
         prefetch: How many messages an endpoint holds ready beside those in hand.
         replicas: How many servers of a cluster keep a copy, where the client decides it.
         partitions: Into how many parts a Kafka topic is made.
+        make_topics: Whether topics are made here, and not by Kafka itself or by an administrator.
     """
 
     prefix: str
@@ -29,6 +30,7 @@ class Options:
     prefetch: int
     replicas: int
     partitions: int
+    make_topics: bool
 
 
 class Parcel(Protocol):

@@ -39,6 +39,8 @@ class FastStreamTransport:
         replicas: How many servers of a cluster keep a copy, on NATS and Kafka, where the transport makes the stream
             or the topic.
         partitions: Into how many parts a Kafka topic is made, the most of its messages that are in hand at once.
+        make_topics: Whether the transport makes Kafka's topics; else Kafka does so when they are first used, or an
+            administrator has.
 
     Raises:
         ConfigurationError: Not exactly one of URL and broker, a bad option, or a driver that is not installed.
@@ -55,6 +57,7 @@ class FastStreamTransport:
         prefetch: int = 0,
         replicas: int = 1,
         partitions: int = 8,
+        make_topics: bool = True,
     ) -> None:
         if (url is None) == (broker is None):
             raise ConfigurationError("give either a URL or a broker")
@@ -62,7 +65,15 @@ class FastStreamTransport:
             raise ConfigurationError("redeliver_after must be at least 100 ms, and timeout positive")
         if prefetch < 0 or replicas < 1 or partitions < 1:
             raise ConfigurationError("prefetch must not be negative; replicas and partitions must be positive")
-        self._options = Options(checked_prefix(prefix), redeliver_after, timeout, prefetch, replicas, partitions)
+        self._options = Options(
+            prefix=checked_prefix(prefix),
+            redeliver_after=redeliver_after,
+            timeout=timeout,
+            prefetch=prefetch,
+            replicas=replicas,
+            partitions=partitions,
+            make_topics=make_topics,
+        )
         self._open = broker_of(url) if url is not None else None
         self._broker = broker
         self._link: Link | None = None if broker is None else link_of(broker, self._options, owned=False)
