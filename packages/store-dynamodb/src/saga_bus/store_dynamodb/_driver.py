@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Thread
 from typing import Any, TypeVar
 
-from saga_bus.store import OutcomeUnknownError, StoreClosedError
+from saga_bus.store import OutcomeUnknownError, SagaStoreError, StoreClosedError
 from saga_bus.store_dynamodb._errors import BOTO_ERRORS, Fate, fate_of, old_items, translated
 
 __all__ = ["Driver", "RefusedError", "all_of"]
@@ -149,6 +149,7 @@ class Driver:
                 if fate is Fate.HOPELESS or number + 1 == self._attempts:
                     raise translated(error, self._table, uncertain=uncertain) from error
             else:
+                self._refuse_strangers(response)
                 return response
             await self.pause(number)
         raise AssertionError("the last try returns or raises")
@@ -159,6 +160,14 @@ class Driver:
             return False
         response = getattr(error, "response", None)
         return response is None or response.get("ResponseMetadata", {}).get("RetryAttempts", 0) > 0
+
+    def _refuse_strangers(self, response: dict[str, Any]) -> None:
+        # botocore reads any page that some other server sends with status 200 as an answer that says nothing, so a
+        # write would seem to have succeeded. DynamoDB names every request.
+        if not response.get("ResponseMetadata", {}).get("RequestId"):
+            raise SagaStoreError(
+                f"table {self._table!r}: what answers at {self._client.meta.endpoint_url} is no DynamoDB"
+            )
 
     async def _run(self, work: Callable[[], ResultT]) -> ResultT:
         # A caller that is cancelled while its request waits for a thread takes it back; later it goes on to its end.

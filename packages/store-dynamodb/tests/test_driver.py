@@ -1,0 +1,173 @@
+"""Threads: the store's own, never the event loop's, and safe to cancel."""
+
+import asyncio
+import gc
+import subprocess
+import sys
+import textwrap
+import threading
+import weakref
+
+import pytest
+
+from saga_bus.store import StoreClosedError
+
+
+def test_requests_run_in_threads_of_the_store_and_no_more_than_it_may_have(place, run, recorder):
+    async def check():
+        async with place.opened(threads=3) as store:
+            await place.insert(store, "a")
+            seen, lock = set(), threading.Lock()
+            running = most = 0
+
+            def watched(method, request):
+                nonlocal running, most
+                with lock:
+                    seen.add(threading.current_thread().name)
+                    running += 1
+                    most = max(most, running)
+                try:
+                    return method(**request)
+                finally:
+                    with lock:
+                        running -= 1
+
+            recorder(store).instead["update_item"] = [watched] * 30
+            await asyncio.gather(
+                *(store.update(place.name, place.state("a", version=1), 0) for _ in range(20)), return_exceptions=True
+            )
+            assert all(name.startswith("saga-bus-dynamodb") for name in seen)
+            assert most <= 3
+            loop = asyncio.get_running_loop()
+            assert loop._default_executor is None
+        assert loop._default_executor is None
+        assert not [one for one in threading.enumerate() if one.name.startswith("saga-bus-dynamodb_")]
+
+    run(check())
+
+
+def test_the_event_loop_never_waits(place, run, recorder):
+    async def check():
+        async with place.opened() as store:
+            release = threading.Event()
+
+            def stuck(method, request):
+                release.wait(30)
+                return method(**request)
+
+            recorder(store).instead["get_item"] = [stuck]
+            reading = asyncio.ensure_future(store.get_by_id(place.name, "a"))
+            for _ in range(10):
+                await asyncio.sleep(0.001)
+            assert not reading.done()
+            release.set()
+            assert await reading is None
+
+    run(check())
+
+
+def test_a_cancelled_caller_leaves_its_request_to_end_and_takes_back_what_was_not_sent(place, run, recorder):
+    async def check():
+        async with place.opened(threads=1) as store:
+            await place.insert(store, "a", "b")
+            release, started = threading.Event(), threading.Event()
+
+            def slow(method, request):
+                started.set()
+                release.wait(30)
+                return method(**request)
+
+            recorded = recorder(store)
+            recorded.instead["update_item"] = [slow]
+            sent = asyncio.ensure_future(store.update(place.name, place.state("a", version=1), 0))
+            await asyncio.to_thread(started.wait, 30)
+            waiting = asyncio.ensure_future(store.update(place.name, place.state("b", version=1), 0))
+            await asyncio.sleep(0.01)
+            for task in (sent, waiting):
+                task.cancel()
+            for task in (sent, waiting):
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            release.set()
+            async with asyncio.timeout(30):
+                while (await store.get_by_id(place.name, "a")).metadata.version != 1:
+                    pass
+            assert (await store.get_by_id(place.name, "b")).metadata.version == 0
+            assert recorded.names.count("update_item") == 1
+
+    run(check())
+
+
+def test_closing_waits_for_what_was_sent(place, run, recorder):
+    async def check():
+        async with place.opened() as store:
+            pass
+        store = place.store()
+        await place.insert(store, "a")
+        release = threading.Event()
+
+        def slow(method, request):
+            release.wait(30)
+            return method(**request)
+
+        recorder(store).instead["update_item"] = [slow]
+        update = asyncio.ensure_future(store.update(place.name, place.state("a", version=1), 0))
+        await asyncio.sleep(0.01)
+        closing = asyncio.ensure_future(store.close())
+        await asyncio.sleep(0.01)
+        assert not closing.done()
+        release.set()
+        await closing
+        assert await update is None
+        with pytest.raises(StoreClosedError):
+            await store.get_by_id(place.name, "a")
+
+    run(check())
+
+
+def test_a_given_client_is_left_open_and_a_given_session_makes_its_own(place, run):
+    async def check():
+        with place.client() as client:
+            async with place.opened(client=client) as store:
+                await place.insert(store, "a")
+            assert client.get_item(TableName=place.table, Key={"pk": {"S": "x"}})["ResponseMetadata"]
+
+    run(check())
+
+
+def test_a_store_that_nobody_closed_is_collected_and_lets_the_process_end(place):
+    program = f"""
+        import asyncio, gc, weakref
+        from saga_bus.store_dynamodb import DynamoDBSagaStore
+
+        async def main():
+            store = DynamoDBSagaStore({place.url!r})
+            await store.create_schema()
+            return weakref.ref(store)
+
+        found = asyncio.run(main())
+        gc.collect()
+        print("collected" if found() is None else "kept")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "collected\n"), done.stderr
+
+
+def test_a_store_can_be_used_from_one_loop_after_another(place):
+    store = place.store()
+
+    async def use(number):
+        await store.create_schema()
+        await asyncio.gather(*(place.insert(store, f"id-{number}-{n}") for n in range(5)))
+        found = await asyncio.gather(*(store.get_by_id(place.name, f"id-{number}-{n}") for n in range(5)))
+        assert None not in found
+
+    for number in range(2):
+        asyncio.run(use(number))
+    asyncio.run(store.close())
+    gone = weakref.ref(store)
+    store = None
+    gc.collect()
+    assert gone() is None

@@ -1,0 +1,179 @@
+"""What goes over the wire: how many requests, and of what kind."""
+
+import asyncio
+
+import pytest
+from botocore.exceptions import ClientError
+
+from saga_bus.store import ConcurrencyError, DuplicateSagaError, SagaFilter, SagaNotFoundError, StoreUnavailableError
+from saga_bus.store_dynamodb._keys import SLOTS
+
+ANSWERED = {"ResponseMetadata": {"RequestId": "1"}}
+
+
+def test_each_operation_takes_its_round_trips_and_no_more(place, run, recorder):
+    async def check():
+        async with place.opened() as store:
+            recorded = recorder(store)
+            (state,) = await place.insert(store, "a")
+            assert recorded.names == ["put_item", "transact_write_items"]  # the first of its name announces the name
+            recorded.clear()
+            (other,) = await place.insert(store, "b")
+            assert recorded.names == ["transact_write_items"]
+            recorded.clear()
+            assert await store.get_by_id(place.name, "a") == state
+            assert recorded.names == ["get_item"]
+            recorded.clear()
+            assert await store.get_by_correlation_id(place.name, "order-b") == other
+            assert recorded.names == ["get_item", "get_item"]
+            recorded.clear()
+            assert await store.get_by_correlation_id(place.name, "order-c") is None
+            assert recorded.names == ["get_item"]
+            recorded.clear()
+            await store.update(place.name, place.follow(state), 0)
+            assert recorded.names == ["update_item"]
+            recorded.clear()
+            await store.delete(place.name, "a", expected_version=1)
+            assert recorded.names == ["get_item", "transact_write_items"]
+            recorded.clear()
+            await store.delete(place.name, "a")
+            assert recorded.names == ["get_item"]
+
+    run(check())
+
+
+def test_a_refused_update_knows_the_version_without_another_read(place, run, recorder):
+    async def check():
+        async with place.opened() as store:
+            (state,) = await place.insert(store, "a")
+            await store.update(place.name, place.follow(state), 0)
+            recorded = recorder(store)
+            with pytest.raises(ConcurrencyError) as caught:
+                await store.update(place.name, place.follow(state), 0)
+            assert (caught.value.expected_version, caught.value.actual_version) == (0, 1)
+            with pytest.raises(SagaNotFoundError):
+                await store.update(place.name, place.state("missing", version=1), 0)
+            with pytest.raises(DuplicateSagaError) as duplicate:
+                await store.insert(place.name, "order-a", place.state("new"))
+            assert duplicate.value.conflict == "correlation_id"
+            assert recorded.names == ["update_item", "update_item", "transact_write_items"]
+
+    run(check())
+
+
+def test_every_read_by_key_is_consistent(place, run, recorder):
+    async def check():
+        async with place.opened() as store:
+            await place.insert(store, *(f"id-{number}" for number in range(5)))
+            recorded = recorder(store)
+            await asyncio.gather(
+                *(store.get_by_id(place.name, f"id-{number}") for number in range(5)),
+                *(store.get_by_correlation_id(place.name, f"order-id-{number}") for number in range(5)),
+            )
+            await store.get_by_id(place.name, "id-0")
+            await store.find(SagaFilter())
+            reads = 0
+            for name, request in recorded.requests:
+                if name == "get_item":
+                    reads += 1
+                    assert request["ConsistentRead"]
+                elif name == "batch_get_item":
+                    reads += 1
+                    assert all(wanted["ConsistentRead"] for wanted in request["RequestItems"].values())
+                else:
+                    assert name == "query"
+            assert reads >= 3
+
+    run(check())
+
+
+def test_concurrent_gets_go_together_and_keep_their_own_answers(place, run, recorder):
+    async def check():
+        async with place.opened() as store:
+            states = await place.insert(store, *(f"id-{number}" for number in range(120)))
+            recorded = recorder(store)
+            keys = [number % 130 for number in range(260)]  # some twice in a group, some not there
+            found = await asyncio.gather(*(store.get_by_id(place.name, f"id-{number}") for number in keys))
+            assert found == [states[number] if number < 120 else None for number in keys]
+            assert found[0] is not found[130]
+            assert set(recorded.names) <= {"get_item", "batch_get_item"}
+            assert len(recorded.names) <= 5
+            for name, request in recorded.requests:
+                if name == "batch_get_item":
+                    asked = [key["pk"]["S"] for key in request["RequestItems"][place.table]["Keys"]]
+                    assert len(asked) == len(set(asked)) <= 100
+
+    run(check())
+
+
+def test_keys_that_were_left_out_are_asked_for_again(place, run, recorder):
+    def only_two(method, request):
+        wanted = request["RequestItems"][place.table]
+        first = method(RequestItems={place.table: {**wanted, "Keys": wanted["Keys"][:2]}})
+        left = {**wanted, "Keys": wanted["Keys"][2:]}
+        return {**first, "UnprocessedKeys": {place.table: left} if left["Keys"] else {}}
+
+    def nothing(method, request):
+        return {"Responses": {}, "UnprocessedKeys": request["RequestItems"], **ANSWERED}
+
+    async def check():
+        async with place.opened(attempts=3) as store:
+            states = await place.insert(store, *(f"id-{number}" for number in range(7)))
+            recorded = recorder(store)
+            recorded.instead["batch_get_item"] = [only_two, nothing, nothing, only_two]
+            keys = [f"id-{number}" for number in range(7)]
+            async with asyncio.timeout(30):
+                assert await asyncio.gather(*(store.get_by_id(place.name, key) for key in keys)) == states
+                recorded.instead["batch_get_item"] = [nothing] * 3
+                outcomes = await asyncio.gather(
+                    *(store.get_by_id(place.name, key) for key in keys), return_exceptions=True
+                )
+            assert {type(outcome) for outcome in outcomes[1:]} == {StoreUnavailableError}
+
+    run(check())
+
+
+def test_a_group_of_which_the_service_refuses_all_is_no_concern_of_later_ones(place, run, recorder):
+    def denied(method, request):
+        raise ClientError({"Error": {"Code": "AccessDeniedException", "Message": "no"}}, "BatchGetItem")
+
+    async def check():
+        async with place.opened() as store:
+            states = await place.insert(store, "a", "b", "c")
+            recorded = recorder(store)
+            recorded.instead["batch_get_item"] = [denied]
+            # Each of them is asked for by itself then, and one that is refused fails alone.
+            found = await asyncio.gather(*(store.get_by_id(place.name, key) for key in "abc"))
+            assert found == states
+
+    run(check())
+
+
+def test_sagas_are_spread_over_partitions_of_table_and_indexes(place, run):
+    async def check():
+        async with place.opened() as store:
+            await asyncio.gather(*(place.insert(store, f"id-{number}") for number in range(100)))
+
+    run(check())
+    states = {key: item for key, item in place.items().items() if key.startswith("S#")}
+    assert len(states) == 100  # the partition key of the table is the saga's own
+    slots = [item["slot"]["S"] for item in states.values()]
+    assert len(set(slots)) == SLOTS
+    assert max(slots.count(slot) for slot in slots) < 40
+    assert all(slot.endswith(f"#{place.name}") for slot in slots)
+
+
+def test_keys_that_would_be_one_text_when_joined_are_two(place, run):
+    async def check():
+        async with place.opened() as store:
+            await store.insert("a#1", "c", place.state("b"))
+            await store.insert("a", "1#c", place.state("1#b"))
+            await store.insert("2#a", "c", place.state("b"))
+            assert (await store.get_by_id("a", "1#b")).data == {"note": ""}
+            assert await store.get_by_id("a#1", "1#b") is None
+            assert (await store.get_by_correlation_id("a", "1#c")).metadata.saga_id == "1#b"
+            assert await store.get_by_correlation_id("a#1", "1#c") is None
+            page = await store.find(SagaFilter())
+            assert sorted(record.saga_name for record in page.items) == ["2#a", "a", "a#1"]
+
+    run(check())
