@@ -19,9 +19,8 @@ __all__ = ["Client", "Collections", "check_acknowledged", "collections_of", "own
 
 Client = AsyncMongoClient[dict[str, Any]]
 
-# Without them, a server that is not there is waited for 30 seconds, and an answer that does not come for ever.
-_TIMEOUTS = {"timeoutMS": 60_000, "serverSelectionTimeoutMS": 10_000}
-_SETS_OTHER_TIMEOUTS = ("timeoutms", "sockettimeoutms", "waitqueuetimeoutms", "wtimeoutms")
+# Without these, a server that is not there is waited for 30 seconds, and an answer that does not come for ever.
+_TIMEOUTS = {"serverSelectionTimeoutMS": 10_000, "socketTimeoutMS": 60_000}
 # Whatever the client's own ones are: the documents are the store's.
 _CODEC_OPTIONS: CodecOptions[dict[str, Any]] = CodecOptions(document_class=dict)
 
@@ -49,12 +48,11 @@ def owned_client(location: Location) -> Client:
     Raises:
         SagaStoreError: pymongo refuses one of its options.
     """
-    options = location.options
-    own: dict[str, Any] = {}
-    if not any(name in options for name in _SETS_OTHER_TIMEOUTS):
-        own["timeoutMS"] = _TIMEOUTS["timeoutMS"]
-    if "serverselectiontimeoutms" not in options:
-        own["serverSelectionTimeoutMS"] = _TIMEOUTS["serverSelectionTimeoutMS"]
+    given = location.options
+    # timeoutMS is for the whole operation, and takes the place of both.
+    own = (
+        {} if "timeoutms" in given else {name: value for name, value in _TIMEOUTS.items() if name.lower() not in given}
+    )
     with driver_errors(writing=False):
         return AsyncMongoClient(location.url, **own)
 

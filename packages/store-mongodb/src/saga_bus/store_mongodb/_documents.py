@@ -32,6 +32,7 @@ Document = dict[str, Any]
 # the names, the ids and the other fields beside the state need less than 8 KiB, however long they are.
 MAX_STATE_BYTES = 16 * 1024 * 1024 - 8 * 1024
 
+_BEFORE_FIELD = 4 + 1 + 1  # of a document with one field of an empty name: its length, its type, its name
 _MAX_DEPTH = 90
 _TEXT = "~json"
 _ESCAPED = re.compile("~[012]")
@@ -155,7 +156,9 @@ def _fields(row: SagaRow) -> tuple[Document, list[str]]:
 def _encoded_state(row: SagaRow) -> RawBSONDocument:  # encoded once, to be counted and to be sent
     try:
         state = _decode_json(row.document)
-        raw = bson.encode(_storable(state) if isinstance(state, dict) else {_TEXT: row.document.decode()})
+        fields = _storable(state) if isinstance(state, dict) else {_TEXT: row.document.decode()}
+        # As a field of another document, because in an outermost one the driver moves a field "_id" to the front.
+        raw = bson.encode({"": fields})[_BEFORE_FIELD:-1]
     except (BSONError, msgspec.MsgspecError, OverflowError, RecursionError, UnicodeError) as error:
         where = f"saga {row.saga_name!r} {row.saga_id!r}"
         raise StateEncodeError(f"{where}: MongoDB cannot hold the state: {error}") from error

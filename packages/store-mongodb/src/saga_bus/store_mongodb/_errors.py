@@ -62,12 +62,11 @@ _MEANINGS: dict[int, tuple[type[SagaStoreError], str]] = {
     10334: (StateEncodeError, "the document is larger than the server takes"),
     11000: (SagaStoreError, "a unique index of the user's refused the document"),
 }
-# The server gave up in the middle, so a write that commits by itself may have been done.
+# The server gave up on the way, so a write that commits by itself may have been done.
 _INTERRUPTED = frozenset(
     {6, 7, 43, 50, 89, 91, 133, 134, 189, 202, 237, 262, 290, 9001, 10107, 11600, 11601, 11602, 13435}
 )
-_RETRYABLE = ("RetryableWriteError", "SystemOverloadedError")
-_NOTHING_WRITTEN = ("NoWritesPerformed", "TransientTransactionError")
+_NOTHING_WRITTEN = ("NoWritesPerformed", "TransientTransactionError", "SystemOverloadedError")
 
 
 @contextmanager
@@ -96,9 +95,8 @@ def translated(error: BaseException, *, writing: bool) -> SagaStoreError:
     """
     for kind, ours in _KINDS:
         if isinstance(error, kind):
-            return ours(
-                error, OutcomeUnknownError if writing and not _nothing_written(error) else StoreUnavailableError
-            )
+            unknown = writing and not _nothing_written(error)
+            return ours(error, OutcomeUnknownError if unknown else StoreUnavailableError)
     return SagaStoreError(f"pymongo failed ({type(error).__name__})")
 
 
@@ -141,9 +139,9 @@ def _of_connection(error: BaseException, lost: Lost) -> SagaStoreError:
 
 def _of_code(error: Any, lost: Lost) -> SagaStoreError:
     code, said = error.code or 0, _said(error)
-    if code in _INTERRUPTED:
+    if code in _INTERRUPTED or error.has_error_label("RetryableWriteError"):
         return lost(f"{_UNAVAILABLE} ({said})")
-    if _nothing_written(error) or any(map(error.has_error_label, _RETRYABLE)):
+    if _nothing_written(error):
         return StoreUnavailableError(f"{_MEANINGS.get(code, (None, _UNAVAILABLE))[1]} ({said})")
     if code == _BAD_VALUE and "hint" in said:  # as the server says that there is no such index
         code = _INDEX_NOT_FOUND
@@ -159,9 +157,7 @@ def _of_operation(error: BaseException, _: Lost) -> SagaStoreError:
 
 
 # The first that fits counts.
-_KINDS: tuple[
-    tuple[type[BaseException] | tuple[type[BaseException], ...], Callable[[Any, bool], SagaStoreError]], ...
-] = (
+_KINDS: tuple[tuple[Any, Callable[[Any, Lost], SagaStoreError]], ...] = (
     (BulkWriteError, _of_bulk),
     (WriteConcernError, _of_write_concern),
     (OperationFailure, _of_code),
