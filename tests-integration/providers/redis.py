@@ -32,6 +32,7 @@ __all__ = [
     "connected",
     "find_redis",
     "find_valkey",
+    "free_port",
     "private_redis",
     "sentinel",
     "serve_redis",
@@ -44,6 +45,7 @@ DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 _SAFE = ("--maxmemory-policy", "noeviction", "--appendonly", "no")
 _IMAGE = "redis:7"
 _PATIENCE = 30.0
+_LEAVING = 1.0  # a server that writes its first append-only file does not leave by itself
 _POLL = 0.02
 _SLOTS = 16_384
 _BUS = 10_000  # a node of a Cluster talks to the others on its port plus this
@@ -111,11 +113,15 @@ class PrivateRedis:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
+        self.launch()
+        wait_until(self._answers, self._words)
+
+    def launch(self, *options: str) -> None:
+        """Start it with further options, and do not wait."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                [*self._command, *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        wait_until(self._answers, self._words)
 
     def kill(self) -> None:
         """End it at once, as a crash would."""
@@ -158,7 +164,7 @@ class PrivateRedis:
             self._process.send_signal(signal.SIGCONT)
             self._process.send_signal(how)
             try:
-                self._process.wait(_PATIENCE)
+                self._process.wait(_LEAVING)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()

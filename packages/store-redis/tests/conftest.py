@@ -41,9 +41,9 @@ def or_skip(error):
     pytest.skip(str(error))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def server():
-    """A server of this test's own."""
+    """A server of these tests' own."""
     try:
         with private_redis() as started:
             yield started
@@ -59,5 +59,3 @@ def sentinel():
             yield started
     except UnavailableError as error:
         or_skip(error)
-
-

@@ -67,7 +67,11 @@ class TestGivenClientThatDecodes(SagaStoreConformance):
             retry_on_timeout=True,
         )
         return StoreWithClient(
-            client=client, prefix=f"{ODD}{namespace}"[-64:], max_connections=3, max_state_bytes=65_536, completed_ttl=TTL
+            client=client,
+            prefix=ODD + namespace,
+            max_connections=3,
+            max_state_bytes=65_536,
+            completed_ttl=TTL,
         )
 
 

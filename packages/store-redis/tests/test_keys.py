@@ -100,7 +100,9 @@ def test_refuses_a_prefix_that_could_be_misread(prefix):
 
 def test_the_layout_names_every_key():
     for name in (None, "Order{}Saga"):
-        patterns = [re.compile(re.escape(key).replace(r"\*", ".*")) for key in get_key_layout(prefix="p", saga_name=name)]
+        patterns = [
+            re.compile(re.escape(key).replace(r"\*", ".*")) for key in get_key_layout(prefix="p", saga_name=name)
+        ]
         keys = keys_of("p", "Order{}Saga")
         for key in (keys.index_key, keys.states + b"1", keys.pointers + b"1", schema_key("p")):
             assert sum(pattern.fullmatch(key.decode()) is not None for pattern in patterns) == 1

@@ -16,7 +16,7 @@ def settings_of(url):
 
 
 def test_a_server():
-    kind, settings = settings_of("redis://ada:s%40crt@db.example:6380/3?client_name=shop")
+    _, settings = settings_of("redis://ada:s%40crt@db.example:6380/3?client_name=shop")
     assert (settings["host"], settings["port"], settings["db"]) == ("db.example", 6380, 3)
     assert (settings["username"], settings["password"], settings["client_name"]) == ("ada", "s@crt", "shop")
     assert settings["socket_connect_timeout"] == 3.0
@@ -48,8 +48,10 @@ def test_sentinels():
     asked = [each.connection_pool.connection_kwargs for each in pool.sentinel_manager.sentinels]
     assert [(each["host"], each["port"]) for each in asked] == [("one", 26380), ("two", 26379)]
     assert {(each["username"], each["password"], each.get("db", 0)) for each in asked} == {("eye", "s3ntinel", 0)}
-    assert Location("rediss://one?sentinel=sagas").client(3.0).connection_pool.connection_class.__mro__.count(
-        SSLConnection
+    assert (
+        Location("rediss://one?sentinel=sagas")
+        .client(3.0)
+        .connection_pool.connection_class.__mro__.count(SSLConnection)
     )
 
 

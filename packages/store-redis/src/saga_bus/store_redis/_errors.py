@@ -64,6 +64,8 @@ _CODES: tuple[tuple[type[Exception], str], ...] = (
 # Redis has no code of its own for these.
 _TEXTS = (
     ("non local key", "TRYAGAIN"),  # a script met a key that has gone to another node already
+    ("The user executing the script can't", "NOPERM"),
+    ("ACL failure in script", "NOPERM"),
     ("max number of clients reached", "MAXCLIENTS"),
     ("without any password configured", "WRONGPASS"),
     ("invalid username-password pair", "WRONGPASS"),

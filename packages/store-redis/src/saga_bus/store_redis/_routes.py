@@ -93,6 +93,9 @@ class SingleRoute:
         if self._is_owned:
             await self._server.close()
             await self._client.aclose()
+            manager = getattr(self._client.connection_pool, "sentinel_manager", None)
+            for sentinel in getattr(manager, "sentinels", ()):
+                await sentinel.aclose()
 
 
 class ClusterRoute:

@@ -9,6 +9,9 @@ if ARGV[5] then
     and not string.find(flags, 'C', 1, true) then
     local fresh, stale = 'r' .. moved .. id, 'r' .. updated .. id
     if fresh ~= stale then
+      if redis.acl_check_cmd and not redis.acl_check_cmd('ZREM', KEYS[1], stale) then -- from Redis 7 on
+        return redis.error_reply('NOPERM ZREM') -- nothing else could undo what is added now
+      end
       redis.call('ZADD', KEYS[1], '0', fresh)
       redis.call('ZREM', KEYS[1], stale)
     end

@@ -121,6 +121,9 @@ function operations.update(item, document)
       return {'pointer', before.correlation}
     end
   end
+  if redis.acl_check_cmd and not redis.acl_check_cmd('ZREM', index, '') then -- from Redis 7 on
+    error('NOPERM ZREM', 0) -- nothing else could undo what is added now
+  end
   add(index, without(new, old))
   remove(index, without(old, new))
   if pointer then

@@ -1,0 +1,278 @@
+"""What a write leaves in Redis, and that a failed one leaves nothing."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from providers.redis import connected
+from redis_helpers import NAME, following, key, members, state, store_on
+from saga_bus.store import (
+    ConcurrencyError,
+    DuplicateSagaError,
+    OutcomeUnknownError,
+    SagaFilter,
+    SagaStoreError,
+    SchemaError,
+    StoreUnavailableError,
+)
+from saga_bus.store_redis import RedisSagaStore
+from saga_bus.store_redis._scripts import READ, WRITE
+
+
+def everything(client, prefix):
+    return {
+        each: client.zrange(each, 0, -1) if client.type(each) == b"zset" else client.dump(each)
+        for each in sorted(client.scan_iter(f"{prefix}:*"))
+    }
+
+
+def test_the_index_follows_a_saga_through_its_life(url, prefix, admin):
+    async def run():
+        async with store_on(url, prefix) as store:
+            await store.create_schema()
+            saga = state("a")
+            await store.insert(NAME, "order-1", saga)
+            assert members(admin, prefix) == [("n", "a"), ("r", "a")]
+            saga = following(saga, timeout=timedelta(hours=1), outbox=({"m": 1},))
+            await store.update(NAME, saga, 0)
+            assert members(admin, prefix) == [("d", "a"), ("n", "a"), ("o", "a"), ("r", "a")]
+            for version in (1, 2, 3):
+                saga = following(saga)
+                await store.update(NAME, saga, version)
+                assert members(admin, prefix) == [("d", "a"), ("n", "a"), ("o", "a"), ("r", "a")]
+            saga = following(saga, is_completed=True, outbox=())
+            await store.update(NAME, saga, 4)
+            assert members(admin, prefix) == [("c", "a"), ("f", "a")]
+            saga = following(saga, is_completed=False, timeout=None)
+            await store.update(NAME, saga, 5)
+            assert members(admin, prefix) == [("n", "a"), ("r", "a")]
+            await store.delete(NAME, "a")
+            assert everything(admin, prefix).keys() == {f"{prefix}:schema".encode(), key(prefix, "i").encode()}
+            assert members(admin, prefix) == []
+
+    asyncio.run(run())
+
+
+def test_the_usual_update_and_the_general_one_write_the_same(url, prefix, admin):
+    async def run():
+        async with store_on(url, prefix) as store:
+            await store.create_schema()
+            moment = datetime.now(UTC)
+            alone, first, second = (
+                following(state(saga_id), timeout=timedelta(hours=1), now=moment) for saga_id in ("a", "b", "c")
+            )
+            for saga, correlation_id in ((alone, "1"), (first, "2"), (second, "3")):
+                await store.insert(NAME, correlation_id, saga)
+            later = moment + timedelta(seconds=5)
+            await store.update(NAME, following(alone, now=later), 1)
+            await asyncio.gather(*(store.update(NAME, following(saga, now=later), 1) for saga in (first, second)))
+            values = [admin.get(key(prefix, f"s:{saga_id}")).split(b"\0") for saga_id in ("a", "b")]
+            assert values[0][0] == values[1][0] == b"2"
+            assert values[0][3:7] == values[1][3:7]
+            assert {letter for letter, _ in members(admin, prefix)} == {"n", "r", "d"}
+            assert len(members(admin, prefix)) == 9
+            due = (await store.find(SagaFilter(updated_after=moment, order="stalest"))).items
+            assert [record.state.metadata.saga_id for record in due] == ["a", "b", "c"]
+
+    asyncio.run(run())
+
+
+WRITES = {
+    "insert": {"exists", "get", "zadd", "set"},
+    "update": {"getrange", "zadd", "zrem", "set"},
+    "complete": {"getrange", "exists", "zadd", "zrem", "pexpireat", "set"},
+    "reopen": {"getrange", "exists", "zadd", "zrem", "persist", "set"},
+    "delete": {"getrange", "exists", "zrem", "get", "del"},
+}
+
+
+@pytest.mark.parametrize("denied", sorted(set.union(*WRITES.values())))
+def test_a_write_that_a_right_forbids_changes_nothing(url, prefix, admin, denied):
+    """A script is not undone when a command in the middle of it is refused; ours undoes what it did itself."""
+
+    async def run():
+        async with store_on(url, prefix, completed_ttl=timedelta(hours=1)) as store:
+            await store.create_schema()
+            running, ending, deleted = state("running"), state("ending"), state("deleted")
+            ended = following(state("ended"), is_completed=True)
+            for number, saga in enumerate((running, ending, deleted, ended)):
+                await store.insert(NAME, f"order-{number}", saga)
+        user = f"user_{prefix}"
+        admin.execute_command("ACL", "SETUSER", user, "on", ">pass", f"~{prefix}*", "+@all", f"-{denied}")
+        try:
+            address = url.replace("redis://", f"redis://{user}:pass@")
+            async with store_on(address, prefix, completed_ttl=timedelta(hours=1)) as store:
+                writes = {
+                    "insert": lambda: store.insert(NAME, "order-new", state("new")),
+                    "update": lambda: store.update(NAME, following(running), 0),
+                    "complete": lambda: store.update(NAME, following(ending, is_completed=True), 0),
+                    "reopen": lambda: store.update(NAME, following(ended, is_completed=False), 1),
+                    "delete": lambda: store.delete(NAME, "deleted", 0),
+                }
+                for name, write in writes.items():
+                    before = everything(admin, prefix)
+                    if denied in WRITES[name]:
+                        with pytest.raises(SagaStoreError, match="lacks a right") as caught:
+                            await write()
+                        assert not caught.value.retryable
+                        assert everything(admin, prefix) == before
+                    else:
+                        await write()
+                        assert everything(admin, prefix) != before
+        finally:
+            admin.execute_command("ACL", "DELUSER", user)
+
+    asyncio.run(run())
+
+
+def test_a_refused_neighbour_in_a_group_spoils_no_other(url, prefix, admin):
+    async def run():
+        async with store_on(url, prefix) as store:
+            await store.create_schema()
+            for saga_id in "abc":
+                await store.insert(NAME, f"order-{saga_id}", state(saga_id))
+            admin.delete(key(prefix, "s:b"))
+            admin.lpush(key(prefix, "s:b"), "not of the store")
+            outcomes = await asyncio.gather(
+                *(store.update(NAME, state(saga_id, 1), 0) for saga_id in "abc"), return_exceptions=True
+            )
+            assert [type(outcome) for outcome in outcomes] == [type(None), SchemaError, type(None)]
+            assert [await store.get_by_id(NAME, saga_id) is None for saga_id in "ac"] == [False, False]
+
+    asyncio.run(run())
+
+
+def test_each_write_and_each_look_up_is_one_round_trip(server, prefix):
+    async def run():
+        async with store_on(server.url, prefix) as store:
+            await store.create_schema()
+            await store.insert(NAME, "order-0", state("0"))
+            await store.get_by_correlation_id(NAME, "order-0")
+            saga = state("a")
+            calls = [
+                lambda: store.insert(NAME, "order-1", saga),
+                lambda: store.update(NAME, following(saga), 0),
+                lambda: store.get_by_id(NAME, "a"),
+                lambda: store.get_by_correlation_id(NAME, "order-1"),
+                lambda: store.get_by_correlation_id(NAME, "nothing"),
+                lambda: store.delete(NAME, "a", 1),
+            ]
+            with connected(server.url) as client:
+                for call in calls:
+                    client.config_resetstat()
+                    await call()
+                    sent = client.info("commandstats")
+                    from_us = {
+                        name: each["calls"]
+                        for name, each in sent.items()
+                        if name in ("cmdstat_evalsha", "cmdstat_eval") or (name == "cmdstat_get" and len(sent) <= 3)
+                    }
+                    assert sum(from_us.values()) == 1, sent
+
+    asyncio.run(run())
+
+
+def test_scripts_come_back_after_a_flush(url, prefix, admin):
+    async def run():
+        async with store_on(url, prefix) as store:
+            await store.create_schema()
+            await store.insert(NAME, "order-1", state("a"))
+            for version in range(3):
+                admin.script_flush()
+                await store.update(NAME, state("a", version + 1), version)
+                assert (await store.get_by_correlation_id(NAME, "order-1")).metadata.version == version + 1
+                assert await store.count(SagaFilter()) == 1
+            assert admin.script_exists(WRITE.digest.decode(), READ.digest.decode()) == [True, True]
+
+    asyncio.run(run())
+
+
+def test_waits_for_replicas_and_says_when_there_are_too_few(url, prefix):
+    async def run():
+        async with store_on(url, prefix, wait_replicas=1, wait_timeout=0.05) as store:
+            await store.create_schema()
+            with pytest.raises(OutcomeUnknownError, match="0 of 1 replicas"):
+                await store.insert(NAME, "order-1", state("a"))
+            outcomes = await asyncio.gather(
+                store.update(NAME, state("a", 1), 0),
+                store.update(NAME, state("a", 8), 7),
+                return_exceptions=True,
+            )
+            # What was not written waits for nobody.
+            assert [type(outcome) for outcome in outcomes] == [OutcomeUnknownError, ConcurrencyError]
+            assert (await store.get_by_id(NAME, "a")).metadata.version == 1
+
+    asyncio.run(run())
+
+
+def test_a_full_server_refuses_writes_whole(server, prefix):
+    async def run():
+        async with store_on(server.url, prefix) as store:
+            await store.create_schema()
+            await store.insert(NAME, "order-1", state("a"))
+            server.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
+            server.ask("CONFIG", "SET", "maxmemory", "1")
+            with connected(server.url) as client:
+                before = everything(client, prefix)
+                for write in (store.insert(NAME, "order-2", state("b")), store.update(NAME, state("a", 1), 0)):
+                    with pytest.raises(StoreUnavailableError, match="out of memory") as caught:
+                        await write
+                    assert type(caught.value) is StoreUnavailableError
+                outcomes = await asyncio.gather(
+                    *(store.insert(NAME, f"order-{number}", state(f"new-{number}")) for number in range(4)),
+                    return_exceptions=True,
+                )
+                assert [type(outcome) for outcome in outcomes] == [StoreUnavailableError] * 4
+                assert everything(client, prefix) == before
+            assert await store.get_by_id(NAME, "a") is not None
+            await store.delete(NAME, "a")
+            server.ask("CONFIG", "SET", "maxmemory", "0")
+            await store.insert(NAME, "order-1", state("a"))
+
+    asyncio.run(run())
+
+
+def test_a_pointer_without_its_saga_is_free_and_a_saga_without_its_pointer_is_whole_again(url, prefix, admin):
+    """As an eviction leaves them."""
+
+    async def run():
+        async with store_on(url, prefix, completed_ttl=timedelta(hours=1)) as store:
+            await store.create_schema()
+            await store.insert(NAME, "order-1", state("a"))
+            admin.delete(key(prefix, "s:a"))
+            assert await store.get_by_correlation_id(NAME, "order-1") is None
+            await store.insert(NAME, "order-1", state("b"))
+            assert (await store.get_by_correlation_id(NAME, "order-1")).metadata.saga_id == "b"
+            admin.delete(key(prefix, "c:order-1"))
+            ended = following(state("b"), is_completed=True)
+            await store.update(NAME, ended, 0)
+            assert (await store.get_by_correlation_id(NAME, "order-1")).metadata.version == 1
+            assert admin.pttl(key(prefix, "c:order-1")) > 0
+            admin.delete(key(prefix, "c:order-1"))
+            await store.delete(NAME, "b", 1)
+            assert await store.get_by_id(NAME, "b") is None
+            await store.insert(NAME, "order-1", state("c"))
+            await store.insert(NAME, "order-2", state("d"))
+            admin.set(key(prefix, "c:order-1"), "d")  # another saga's by now
+            assert await store.get_by_correlation_id(NAME, "order-1") is None
+            with pytest.raises(DuplicateSagaError):
+                await store.insert(NAME, "order-2", state("e"))
+
+    asyncio.run(run())
+
+
+def test_a_burst_of_first_calls_uses_few_connections(server, prefix):
+    async def run():
+        async with RedisSagaStore(server.url, prefix=prefix, max_connections=3) as store:
+            await store.create_schema()
+        async with RedisSagaStore(server.url, prefix=prefix, max_connections=3) as store:
+            with connected(server.url) as client:
+                await asyncio.gather(
+                    *(store.insert(f"Saga{n % 7}", f"order-{n}", state(f"id-{n}")) for n in range(300)),
+                    *(store.count(SagaFilter()) for _ in range(20)),
+                )
+                assert len(client.client_list()) <= 4
+            assert await store.count(SagaFilter()) == 300
+
+    asyncio.run(run())
