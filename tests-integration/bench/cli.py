@@ -13,7 +13,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench import backends
+from bench import backends, bus
 from bench.operations import OPERATIONS, BenchmarkError
 from bench.report import print_report
 from bench.runner import Plan, run
@@ -34,8 +34,11 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 1 when a subject failed; bad options exit with 2.
     """
+    given = sys.argv[1:] if arguments is None else arguments
+    if "--bus" in given:
+        return bus.main([argument for argument in given if argument != "--bus"])
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(given)
     with tempfile.TemporaryDirectory(prefix="saga-bus-bench-", dir=options.directory) as directory:
         plan = _plan(parser, options, Path(directory))
         progress = Progress(
@@ -107,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=_output, metavar="FILE", help="save every figure")
     parser.add_argument("--plot", type=_output, metavar="FILE.png", help="save a figure; needs matplotlib")
     parser.add_argument("--targets", action="store_true", help="print which targets this run meets")
+    parser.add_argument("--bus", action="store_true", help="measure the bus instead; --bus --help tells its options")
     return parser
 
 
