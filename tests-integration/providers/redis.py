@@ -224,6 +224,10 @@ class PrivateSentinel:
 
         wait_until(in_step, lambda: "the replica is not in step")
 
+    def rejoin(self) -> None:
+        """Start the old primary as the replica of the new one, as the Sentinel would make it a while later."""
+        self.primary.launch("--replicaof", f"{self.replica.host} {self.replica.port}")
+
     def wait_until_failed_over(self) -> None:
         """Wait until the replica is the primary."""
 

@@ -142,7 +142,15 @@ class Server:
             await self._pool.release(connection)  # the pool connects it again
         try:
             async with asyncio.timeout(self._limits.connect):
-                return await self._pool.get_connection(*_ARGUMENTS)
+                connection = await self._pool.get_connection(*_ARGUMENTS)
+                try:
+                    if _was_reset(connection):
+                        await connection.disconnect()
+                        await connection.connect()
+                except BaseException:
+                    await self._pool.release(connection)
+                    raise
+                return connection
         except DRIVER_ERRORS as error:
             raise translated(error, sent=False) from error
 
@@ -150,9 +158,15 @@ class Server:
 async def _is_clean(connection: Any) -> bool:
     """Whether a connection is open, and holds no answer that nobody has read."""
     try:
-        return connection.is_connected and not await getattr(connection, _IS_DIRTY)()
+        return connection.is_connected and not _was_reset(connection) and not await getattr(connection, _IS_DIRTY)()
     except DRIVER_ERRORS:
         return False
+
+
+def _was_reset(connection: Any) -> bool:
+    """Whether the other end has reset a connection, which redis-py sees only when it sends something."""
+    writer = getattr(connection, "_writer", None)
+    return isinstance(writer, asyncio.StreamWriter) and writer.is_closing()
 
 
 async def _reply(connection: Any) -> Any:
