@@ -8,9 +8,16 @@ import asyncpg
 import pytest
 
 from postgres_helpers import SAGA, OrderState, connected, follow, locked, store_on
-from saga_bus.store import ConcurrencyError, DuplicateSagaError, SagaFilter, SagaNotFoundError, StoreUnavailableError
+from saga_bus.store import (
+    ConcurrencyError,
+    DuplicateSagaError,
+    OutcomeUnknownError,
+    SagaFilter,
+    SagaNotFoundError,
+    StoreUnavailableError,
+)
 from saga_bus.store_postgres import _groups as groups
-from saga_bus.store_postgres._connections import Lane
+from saga_bus.store_postgres._lanes import Lane
 
 
 async def inserted(store, count, prefix="order"):
@@ -216,5 +223,51 @@ def test_what_a_group_wrote_is_acknowledged_when_the_next_question_fails(url, mo
                 StoreUnavailableError,
                 type(None),
             ]
+
+    asyncio.run(run())
+
+
+def test_a_statement_that_takes_too_long_is_given_up_and_its_lane_goes_on(url):
+    async def run():
+        async with store_on(url, command_timeout=0.3) as store:
+            states = await inserted(store, 2)
+            async with locked(url, store, states[0].metadata.saga_id) as other:
+                with pytest.raises(OutcomeUnknownError, match="no answer in time"):
+                    await store.update(SAGA, follow(states[0]), 0)
+                await store.update(SAGA, follow(states[1]), 0)
+                running = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE $1"
+                async with asyncio.timeout(20):
+                    while await other.fetchval(running, f"%{store._table_name}%"):  # noqa: ASYNC110 - it tells nobody
+                        await asyncio.sleep(0.02)
+            await store.update(SAGA, follow(states[0]), 0)
+
+    asyncio.run(run())
+
+
+def test_a_caller_that_is_cancelled_while_its_statement_runs_is_not_told_of_a_timeout(url):
+    async def run():
+        async with store_on(url, command_timeout=20) as store:
+            (state,) = await inserted(store, 1)
+            async with locked(url, store, state.metadata.saga_id):
+                waiting = asyncio.ensure_future(store.update(SAGA, follow(state), 0))
+                await asyncio.sleep(0.05)
+                waiting.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await waiting
+            # The server was told to stop it, which may have come too late.
+            assert (await store.get_by_id(SAGA, state.metadata.saga_id)).metadata.version in (0, 1)
+
+    asyncio.run(run())
+
+
+def test_a_lone_lane_times_each_statement_by_itself(url):
+    """However many statements come and go while the lane's one timer is set, only a slow one is given up."""
+
+    async def run():
+        async with store_on(url, command_timeout=0.2) as store:
+            (state,) = await inserted(store, 1)
+            begun = asyncio.get_running_loop().time()
+            while asyncio.get_running_loop().time() - begun < 0.7:
+                assert await store.get_by_id(SAGA, state.metadata.saga_id) is not None
 
     asyncio.run(run())

@@ -1,20 +1,19 @@
-"""The pool, and the lanes: connections that groups of one kind follow one another on."""
+"""The pool of a store, and how its connections are taken and given back."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
 
 from saga_bus.store import InvalidSagaError, StoreUnavailableError
-from saga_bus.store_postgres._alone import retried
-from saga_bus.store_postgres._errors import DRIVER_ERRORS, ROLLED_BACK, sqlstate_of, translated
+from saga_bus.store_postgres._errors import DRIVER_ERRORS, translated
 
-__all__ = ["Connections", "Lane", "Lanes", "PoolSettings", "is_usable"]
+__all__ = ["Connections", "PoolSettings", "drop_broken", "is_usable"]
 
 # Each lane keeps a connection, six in all. A smaller pool than this keeps none, so that no operation starves.
 _LEAST_FOR_KEEPING = 8
@@ -31,10 +30,35 @@ _PLANNER = {
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
-    """A connection that is not reset when it goes back to the pool: that is a round trip, and nothing was set."""
+    """A connection of the own pool, which lanes can use without a timer for each statement, as they have their own.
+
+    It is not reset when it goes back to the pool: that is a round trip, and nothing was set.
+    """
+
+    command_timeout: float | None = None
 
     def get_reset_query(self) -> str:
         return ""
+
+    def fetch_untimed(self, query: str, *parameters: Any) -> Awaitable[list[Any]]:
+        rows: Awaitable[list[Any]] = super().fetch(query, *parameters)
+        return rows
+
+    async def fetch(self, query: str, *parameters: Any, **options: Any) -> Any:
+        return await super().fetch(query, *parameters, **{"timeout": self.command_timeout, **options})
+
+    async def fetchval(self, query: str, *parameters: Any, **options: Any) -> Any:
+        return await super().fetchval(query, *parameters, **{"timeout": self.command_timeout, **options})
+
+    async def fetchrow(self, query: str, *parameters: Any, **options: Any) -> Any:
+        return await super().fetchrow(query, *parameters, **{"timeout": self.command_timeout, **options})
+
+    async def execute(self, query: str, *parameters: Any, **options: Any) -> Any:
+        return await super().execute(query, *parameters, **{"timeout": self.command_timeout, **options})
+
+
+def _timed(seconds: float | None) -> type[_Connection]:
+    return type("TimedConnection", (_Connection,), {"command_timeout": seconds})
 
 
 def is_usable(connection: Any) -> bool:
@@ -50,7 +74,13 @@ def is_usable(connection: Any) -> bool:
         return False
 
 
-def _drop_broken(connection: Any, error: BaseException) -> None:
+def drop_broken(connection: Any, error: BaseException) -> None:
+    """Close a connection that asyncpg would go on using in vain.
+
+    Args:
+        connection: The connection.
+        error: What a statement on it raised.
+    """
     # The server's last words on a connection leave asyncpg waiting for more, and every later statement fails.
     if isinstance(error, asyncpg.InternalClientError) and is_usable(connection):
         connection.terminate()
@@ -85,11 +115,10 @@ class PoolSettings:
             min_size=self.min_size,
             max_size=self.max_size,
             timeout=self.connect_timeout,
-            command_timeout=self.command_timeout,
             statement_cache_size=self.statement_cache_size,
             max_cacheable_statement_size=0,
             server_settings=settings,
-            connection_class=_Connection,
+            connection_class=_timed(self.command_timeout),
         )
 
 
@@ -100,13 +129,19 @@ class Connections:
         pool: The given pool.
         settings: How to open an own one; exactly one of the two.
         acquire_timeout: How long to wait for a free connection, in seconds.
+
+    Attributes:
+        keeps: Whether there are connections enough to keep some.
+        command_timeout: For the answer to a statement on the own pool, in seconds; None for what a given one says.
     """
 
     def __init__(self, *, pool: Any = None, settings: PoolSettings | None = None, acquire_timeout: float) -> None:
         self._pool: Any = pool
         self._settings = settings
         self._acquire_timeout = acquire_timeout
+        self._returning: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
         self.keeps = settings is not None and settings.max_size >= _LEAST_FOR_KEEPING
+        self.command_timeout = None if settings is None else settings.command_timeout
 
     async def open(self) -> None:
         """Open the own pool.
@@ -153,10 +188,22 @@ class Connections:
         Args:
             connection: What `take` returned.
         """
+        # A statement that was given up may still be on its way to its end; it is waited for, but not for ever.
+        timeout = None if self._settings is None else _CLOSE_TIMEOUT
         try:
-            await self._pool.release(connection)
+            await self._pool.release(connection, timeout=timeout)
         except DRIVER_ERRORS:
             return  # the pool has closed it and will make another one
+
+    def give_back_later(self, connection: Any) -> None:
+        """Give a connection back whose statement was given up, without waiting for its end.
+
+        Args:
+            connection: What `take` returned.
+        """
+        task = asyncio.get_running_loop().create_task(self.give_back(connection))
+        self._returning.add(task)
+        task.add_done_callback(self._returning.discard)
 
     @asynccontextmanager
     async def connection(self, *, writing: bool) -> AsyncIterator[Any]:
@@ -169,103 +216,7 @@ class Connections:
         try:
             yield taken
         except DRIVER_ERRORS as error:
-            _drop_broken(taken, error)
+            drop_broken(taken, error)
             raise translated(error, writing=writing) from error
         finally:
             await self.give_back(taken)
-
-
-class Lane:
-    """Runs statements one after the other, on a connection that it keeps where the pool is the store's own.
-
-    Args:
-        connections: The pool.
-    """
-
-    def __init__(self, connections: Connections) -> None:
-        self._connections = connections
-        self._kept: Any = None
-
-    async def read(self, statement: str, *parameters: Any) -> list[Any]:
-        """Run a statement that changes nothing, and return its rows.
-
-        Args:
-            statement: The statement.
-            *parameters: Its parameters.
-        """
-        try:
-            return await self._fetch(statement, parameters, writing=False)
-        except StoreUnavailableError as error:  # serializable transactions can fail by reading, too
-            if sqlstate_of(error) not in ROLLED_BACK:
-                raise
-
-        async def again() -> tuple[list[Any]]:
-            return (await self._fetch(statement, parameters, writing=False),)
-
-        (rows,) = await retried(again)
-        return rows
-
-    async def write(self, statement: str, *parameters: Any) -> list[Any]:
-        """Run a statement that commits by itself, and return its rows.
-
-        Args:
-            statement: The statement.
-            *parameters: Its parameters.
-        """
-        return await self._fetch(statement, parameters, writing=True)
-
-    async def close(self) -> None:
-        """Give the kept connection back."""
-        kept, self._kept = self._kept, None
-        if kept is not None:
-            await self._connections.give_back(kept)
-
-    async def _fetch(self, statement: str, parameters: Sequence[Any], *, writing: bool) -> list[Any]:
-        connection = self._kept
-        if connection is None or not is_usable(connection):
-            connection = await self._replaced(connection)
-        try:
-            rows: list[Any] = await connection.fetch(statement, *parameters)
-        except DRIVER_ERRORS as error:
-            _drop_broken(connection, error)
-            raise translated(error, writing=writing) from error
-        finally:
-            if self._kept is None:
-                await self._connections.give_back(connection)
-        return rows
-
-    async def _replaced(self, broken: Any) -> Any:
-        self._kept = None
-        if broken is not None:
-            await self._connections.give_back(broken)
-        connection = await self._connections.take()
-        if self._connections.keeps:
-            self._kept = connection
-        return connection
-
-
-class Lanes:
-    """As many lanes as groups of one kind may be in flight.
-
-    Args:
-        connections: The pool.
-        count: How many.
-    """
-
-    def __init__(self, connections: Connections, count: int) -> None:
-        self._lanes = [Lane(connections) for _ in range(count)]
-        self._idle = list(self._lanes)
-
-    @contextmanager
-    def idle(self) -> Iterator[Lane]:
-        """A lane that nobody else uses meanwhile."""
-        lane = self._idle.pop()
-        try:
-            yield lane
-        finally:
-            self._idle.append(lane)
-
-    async def close(self) -> None:
-        """Give the kept connections back."""
-        for lane in self._lanes:
-            await lane.close()

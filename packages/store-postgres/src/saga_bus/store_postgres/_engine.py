@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
@@ -36,21 +36,21 @@ class PoolEngine:
         await self._groups.close()
         await self._connections.close()
 
-    async def get(self, key: Literal["saga_id", "correlation_id"], saga_name: str, value: str) -> bytes | None:
+    def get(self, key: Literal["saga_id", "correlation_id"], saga_name: str, value: str) -> Awaitable[bytes | None]:
         """Fetch a document."""
-        return await self._groups.get(key, saga_name, value)
+        return self._groups.get(key, saga_name, value)
 
-    async def insert(self, row: SagaRow, correlation_id: str) -> None:
+    def insert(self, row: SagaRow, correlation_id: str) -> Awaitable[None]:
         """Insert a row."""
-        await self._groups.insert(row, correlation_id)
+        return self._groups.insert(row, correlation_id)
 
-    async def update(self, row: SagaRow, expected_version: int) -> None:
+    def update(self, row: SagaRow, expected_version: int) -> Awaitable[None]:
         """Update a row."""
-        await self._groups.update(row, expected_version)
+        return self._groups.update(row, expected_version)
 
-    async def delete(self, saga_name: str, saga_id: str, expected_version: int | None) -> None:
+    def delete(self, saga_name: str, saga_id: str, expected_version: int | None) -> Awaitable[None]:
         """Delete a row."""
-        await self._groups.delete(saga_name, saga_id, expected_version)
+        return self._groups.delete(saga_name, saga_id, expected_version)
 
     async def fetch(self, statement: str, *parameters: Any) -> list[Any]:
         """Run a statement that changes nothing, and return its rows."""

@@ -7,9 +7,10 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from saga_bus.store import Activity, Coalescer, SagaRow, SagaStoreError, StoreUnavailableError
 from saga_bus.store_postgres import _alone as alone
-from saga_bus.store_postgres._connections import Connections, Lane, Lanes
+from saga_bus.store_postgres._connections import Connections
 from saga_bus.store_postgres._documents import row_texts
 from saga_bus.store_postgres._errors import ROLLED_BACK, sqlstate_of
+from saga_bus.store_postgres._lanes import Lane, Lanes
 from saga_bus.store_postgres._outcomes import conflict_of_insert, conflict_of_write
 from saga_bus.store_postgres._statements import Statements
 
@@ -128,17 +129,12 @@ class Groups:
     # -- reads ---------------------------------------------------------------------------------------------
 
     async def _read_alone(self, item: _Read) -> str | None:
-        return await self._read_one(self._lone, item)
+        rows = await self._lone.read(self._statements.get_one[item.key], item.saga_name, item.value)
+        return rows[0][0] if rows else None
 
     async def _read(self, items: Sequence[_Read]) -> Sequence[str | None]:
         with self._reading.idle() as lane:
-            if len(items) == 1:
-                return [await self._read_one(lane, items[0])]
             return await self._read_many(lane, items)
-
-    async def _read_one(self, lane: Lane, item: _Read) -> str | None:
-        rows = await lane.read(self._statements.get_one[item.key], item.saga_name, item.value)
-        return rows[0][0] if rows else None
 
     async def _read_many(self, lane: Lane, items: Sequence[_Read]) -> Sequence[str | None]:
         documents: list[str | None] = [None] * len(items)

@@ -98,7 +98,13 @@ class Coalescer(Generic[ItemT, ResultT]):
         activity.calls += 1
         try:
             if activity.calls == 1 and self._free == self._max_in_flight:  # a cancelled caller's group flies on
-                return await self._call_alone(item, key)
+                self._begin_alone(key)
+                try:
+                    if self._alone is not None:  # right here: each coroutine in between costs a lone caller time
+                        return await self._alone(item)
+                    return await self._run_alone(item)
+                finally:
+                    self._end_alone(key)
             future: asyncio.Future[ResultT] = asyncio.get_running_loop().create_future()
             self._waiting.append(_Call(item, key, future))
             self._start()
@@ -115,28 +121,29 @@ class Coalescer(Generic[ItemT, ResultT]):
 
     # -- a lone call ---------------------------------------------------------------------------------------
 
-    async def _call_alone(self, item: ItemT, key: Any) -> ResultT:
+    def _begin_alone(self, key: Any) -> None:
         self._keys.add(key)
         self._lone = True
+
+    async def _run_alone(self, item: ItemT) -> ResultT:
+        self._free -= 1
         try:
-            if self._alone is not None:
-                return await self._alone(item)
-            self._free -= 1
-            try:
-                (outcome,) = _counted(await self._run((item,)), 1)
-            finally:
-                self._free += 1
+            (outcome,) = _counted(await self._run((item,)), 1)
         finally:
-            self._lone = False
-            self._keys.discard(key)
-            while self._waiting and self._waiting[0].future.done():  # cancelled, as all are at a loop's end
-                self._waiting.popleft()
-            if self._waiting:
-                self._start()
-            self._tell_joining()
+            self._free += 1
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
+
+    def _end_alone(self, key: Any) -> None:
+        self._lone = False
+        self._keys.discard(key)
+        while self._waiting and self._waiting[0].future.done():  # cancelled, as all are at a loop's end
+            self._waiting.popleft()
+        if self._waiting:
+            self._start()
+        if self._joining:
+            self._tell_joining()
 
     # -- groups --------------------------------------------------------------------------------------------
 
