@@ -1,10 +1,11 @@
-"""The calls of the client for each operation."""
+"""The calls of the client for each operation; reads of concurrent callers are grouped into one."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
 from datetime import datetime
-from typing import TypeVar
+from functools import partial
+from typing import Literal, TypeVar, get_args
 
 from saga_bus.store import (
     Conflict,
@@ -17,6 +18,7 @@ from saga_bus.store import (
     StoreUnavailableError,
     version_conflict,
 )
+from saga_bus.store.coalesce import Activity, Coalescer
 from saga_bus.store_prisma._client import ModelActions
 from saga_bus.store_prisma._errors import UNIQUE, code_of, taken_key, translated
 from saga_bus.store_prisma._queries import MOMENTS, completed_before, count_condition, parts_of
@@ -26,7 +28,11 @@ __all__ = ["Operations", "called"]
 
 ResultT = TypeVar("ResultT")
 
+_Key = Literal["saga_id", "correlation_id"]
+_Place = tuple[str, str]  # a saga name and a key, as they are stored
+
 _ATTEMPTS = 5
+_MOST_READS = 100  # in one group
 _MOST_IDS = 500  # in one delete; databases limit the parameters of a statement
 
 
@@ -60,12 +66,44 @@ class Operations:
         self._commits = not bound
         # A duplicate would end a transaction of PostgreSQL, which ON CONFLICT DO NOTHING does not.
         self._skip_duplicates = True if provider == "postgresql" else None
+        activity = Activity()
+        self._reads: dict[_Key, Coalescer[_Place, bytes | None]] = {
+            key: Coalescer(
+                partial(self._get_many, key),
+                max_size=_MOST_READS,
+                max_in_flight=2,
+                alone=partial(self._get_one, key),
+                activity=activity,
+            )
+            for key in get_args(_Key)
+        }
 
-    async def get(self, key: str, saga_name: str, value: str) -> bytes | None:
+    async def get(self, key: _Key, saga_name: str, value: str) -> bytes | None:
         """Fetch a document by "saga_id" or "correlation_id"."""
-        fields = {"saga_name": self._keys.stored(saga_name), key: self._keys.stored(value)}
-        record = await called(self._actions.find_unique({f"saga_name_{key}": fields}))
+        place = self._keys.stored(saga_name), self._keys.stored(value)
+        if self._commits:
+            return await self._reads[key].call(place)
+        return await self._get_one(key, place)
+
+    async def join(self) -> None:
+        """Wait for the reads of callers that were cancelled."""
+        for reads in self._reads.values():
+            await reads.join()
+
+    async def _get_one(self, key: _Key, place: _Place) -> bytes | None:
+        saga_name, value = place
+        where = {f"saga_name_{key}": {"saga_name": saga_name, key: value}}
+        record = await called(self._actions.find_unique(where))
         return None if record is None else record.state.encode()
+
+    async def _get_many(self, key: _Key, places: Sequence[_Place]) -> list[bytes | None]:
+        values: dict[str, list[str]] = {}
+        for saga_name, value in places:
+            values.setdefault(saga_name, []).append(value)
+        either = [{"saga_name": saga_name, key: {"in": some}} for saga_name, some in values.items()]
+        records = await called(self._actions.find_many(where={"OR": either}))
+        found = {(record.saga_name, getattr(record, key)): record.state.encode() for record in records}
+        return [found.get(place) for place in places]
 
     async def insert(self, row: SagaRow, correlation_id: str) -> None:
         """Insert a row."""

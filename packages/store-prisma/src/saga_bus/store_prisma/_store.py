@@ -116,6 +116,8 @@ class PrismaSagaStore(BaseSagaStore[StateT]):
 
     async def _close(self) -> None:
         await self._in_hand.join()
+        if "_operations" in vars(self):
+            await self._operations.join()
         if self._has_connected:
             await called(self._prisma.disconnect())
 

@@ -266,16 +266,11 @@ class StoreMachine(RuleBasedStateMachine):
             )
 
     async def _everything(self) -> list[tuple[str, str, Any, Any]]:
-        return [
-            (
-                saga_name,
-                key,
-                await self._store.get_by_id(saga_name, key),
-                await self._store.get_by_correlation_id(saga_name, key),
-            )
-            for saga_name in SAGA_NAMES
-            for key in KEYS
-        ]
+        keys = [(saga_name, key) for saga_name in SAGA_NAMES for key in KEYS]
+        # At once: a store whose reads are round trips would take minutes for them one by one.
+        by_id = await asyncio.gather(*(self._store.get_by_id(*each) for each in keys))
+        by_correlation = await asyncio.gather(*(self._store.get_by_correlation_id(*each) for each in keys))
+        return [(*each, *found) for each, *found in zip(keys, by_id, by_correlation, strict=True)]
 
     # -- helpers -----------------------------------------------------------------------------------------
 
