@@ -1,4 +1,4 @@
-"""The kit: whole as most people use the store, and with a given client, a given session and a time to live."""
+"""The kit: whole as most people use the store; what differs with a given client, a session and a time to live."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def judge(open_store, *groups):
 
 def test_with_a_given_client_and_its_own_retries(url, run):
     endpoint = endpoint_of(url)
-    groups = ("insert", "read", "update", "delete", "query", "retention", "lifecycle", "concurrency")
+    groups = ("insert", "update", "lifecycle")
     report = run(judge(lambda namespace: StoreWithClient(endpoint, table=namespace), *groups))
     assert report.ok, report.verdict()
 
@@ -72,7 +72,7 @@ def test_with_a_given_session_and_a_time_to_live(url, run):
             session=session, endpoint=endpoint_of(url), table=namespace, completed_ttl=timedelta(seconds=2)
         )
 
-    groups = ("completed_ttl", "insert", "update", "delete", "query", "retention", "concurrency")
+    groups = ("completed_ttl", "update", "retention")
     report = run(judge(open_store, *groups))
     assert report.ok, report.verdict()
     assert "completed_ttl" in report.declared

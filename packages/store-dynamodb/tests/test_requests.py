@@ -1,13 +1,15 @@
 """What goes over the wire: how many requests, and of what kind."""
 
 import asyncio
+from datetime import timedelta
 
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ConnectionClosedError
 
 from saga_bus.store import ConcurrencyError, DuplicateSagaError, SagaFilter, SagaNotFoundError, StoreUnavailableError
 from saga_bus.store_dynamodb._keys import SLOTS
 
+DAY = timedelta(days=1)
 ANSWERED = {"ResponseMetadata": {"RequestId": "1"}}
 
 
@@ -175,5 +177,118 @@ def test_keys_that_would_be_one_text_when_joined_are_two(place, run):
             assert await store.get_by_correlation_id("a#1", "1#c") is None
             page = await store.find(SagaFilter())
             assert sorted(record.saga_name for record in page.items) == ["2#a", "a", "a#1"]
+
+    run(check())
+
+
+def test_concurrent_updates_go_together_and_keep_their_own_outcomes(place, run, recorder):
+    async def check():
+        async with place.opened() as store:
+            states = await place.insert(store, *(f"id-{number}" for number in range(40)))
+            stale = [number for number in range(40) if number % 10 == 7]
+            for number in stale:
+                await store.update(place.name, place.follow(states[number], "first"), 0)
+            recorded = recorder(store)
+            updates = [place.follow(state, "second") for state in states] + [place.state("missing", version=1)]
+            outcomes = await asyncio.gather(
+                *(store.update(place.name, state, 0) for state in updates), return_exceptions=True
+            )
+            for number, outcome in enumerate(outcomes[:40]):
+                found = await store.get_by_id(place.name, f"id-{number}")
+                if number in stale:
+                    assert type(outcome) is ConcurrencyError
+                    assert outcome.actual_version == 1
+                    assert found.note == "first"
+                else:
+                    assert outcome is None
+                    assert found == updates[number]
+            assert type(outcomes[40]) is SagaNotFoundError
+            assert recorded.names.count("batch_execute_statement") == 2
+            # The refused ones are asked about one by one, which tells the version that is there.
+            assert recorded.names.count("update_item") <= 6
+
+    run(check())
+
+
+def test_a_group_of_updates_does_to_the_item_what_one_alone_does(place, run):
+    async def check():
+        async with place.opened() as store:
+            waiting = [
+                place.follow(state, timeout=DAY, outbox=({"id": "m"},)) for state in await place.insert(store, *"abcd")
+            ]
+            for state in waiting:
+                await store.update(place.name, state, 0)
+            quiet = [place.follow(state, "\N{CRAB} '\" ?", timeout=None, outbox=()) for state in waiting]
+            await store.update(place.name, quiet[0], 1)
+            await asyncio.gather(*(store.update(place.name, state, 1) for state in quiet[1:]))
+            alone, *others = (item for key, item in place.items().items() if key.startswith("S#"))
+            for other in others:
+                assert set(other) == set(alone)
+                assert {name: tuple(value) for name, value in other.items()} == {
+                    name: tuple(value) for name, value in alone.items()
+                }
+            await asyncio.gather(
+                *(
+                    store.update(place.name, place.follow(state, timeout=DAY, outbox=({"id": "m"},)), 2)
+                    for state in quiet
+                )
+            )
+            assert await store.count(SagaFilter(outbox_pending=True)) == 4
+
+    run(check())
+
+
+@pytest.mark.parametrize("applied", [True, False])
+def test_a_group_of_updates_whose_answer_was_lost(place, run, recorder, applied):
+    def lost(method, request):
+        if applied:
+            method(**request)
+        raise ConnectionClosedError(endpoint_url="http://x")
+
+    async def check():
+        async with place.opened() as store:
+            states = await place.insert(store, *(f"id-{number}" for number in range(5)))
+            recorded = recorder(store)
+            recorded.instead["batch_execute_statement"] = [lost]
+            await asyncio.gather(*(store.update(place.name, place.follow(state), 0) for state in states))
+            assert recorded.names.count("batch_execute_statement") == 1
+            for state in states:
+                assert (await store.get_by_id(place.name, state.metadata.saga_id)).metadata.version == 1
+
+    run(check())
+
+
+def test_who_may_not_group_updates_makes_them_alone(place, run, recorder):
+    def denied(method, request):
+        raise ClientError({"Error": {"Code": "AccessDeniedException", "Message": "no"}}, "BatchExecuteStatement")
+
+    async def check():
+        async with place.opened() as store:
+            states = await place.insert(store, *(f"id-{number}" for number in range(5)))
+            recorded = recorder(store)
+            recorded.instead["batch_execute_statement"] = [denied]
+            for _ in range(2):
+                states = [place.follow(state) for state in states]
+                version = states[0].metadata.version
+                await asyncio.gather(*(store.update(place.name, state, version - 1) for state in states))
+            assert recorded.names.count("batch_execute_statement") == 1
+            assert recorded.names.count("update_item") >= 8
+
+    run(check())
+
+
+def test_a_throttled_statement_of_a_group_is_made_alone(place, run, recorder):
+    def throttled(method, request):
+        answer = method(Statements=request["Statements"][1:])
+        error = {"Error": {"Code": "ThrottlingError", "Message": "slow down"}}
+        return {**answer, "Responses": [error, *answer["Responses"]]}
+
+    async def check():
+        async with place.opened() as store:
+            states = await place.insert(store, *(f"id-{number}" for number in range(5)))
+            recorded = recorder(store)
+            recorded.instead["batch_execute_statement"] = [throttled]
+            await asyncio.gather(*(store.update(place.name, place.follow(state), 0) for state in states))
+            assert recorded.names.count("update_item") == 2  # the first caller's, and the throttled one
 
     run(check())

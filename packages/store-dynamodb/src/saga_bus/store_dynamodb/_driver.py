@@ -106,20 +106,24 @@ class Driver:
         Raises:
             SagaStoreError: What became of it.
         """
-        return await self._call(operation, request, writes=False)
+        return await self._call(operation, request, self._attempts, writes=False)
 
-    async def write(self, operation: str, **request: Any) -> dict[str, Any]:
+    async def write(
+        self, operation: str, *, tries: int | None = None, uncertain: bool = False, **request: Any
+    ) -> dict[str, Any]:
         """Make a request that may be made again without harm.
 
         Args:
             operation: The client's method.
+            tries: How often it is tried at the most, instead of the usual number.
+            uncertain: Whether it may have been applied already.
             **request: Its arguments.
 
         Raises:
             RefusedError: A condition did not hold.
             SagaStoreError: What became of it; `OutcomeUnknownError` where any try of it may have been applied.
         """
-        return await self._call(operation, request, writes=True)
+        return await self._call(operation, request, tries or self._attempts, writes=True, uncertain=uncertain)
 
     async def pause(self, number: int) -> None:
         """Wait before trying again; longer each time, and never as long as others do.
@@ -129,10 +133,11 @@ class Driver:
         """
         await asyncio.sleep(random.uniform(0.3, 1.0) * min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**number))  # noqa: S311
 
-    async def _call(self, operation: str, request: dict[str, Any], *, writes: bool) -> dict[str, Any]:
+    async def _call(
+        self, operation: str, request: dict[str, Any], tries: int, *, writes: bool, uncertain: bool = False
+    ) -> dict[str, Any]:
         method = getattr(self._client, operation)
-        uncertain = False
-        for number in range(self._attempts):
+        for number in range(tries):
             try:
                 response: dict[str, Any] = await self._run(lambda: method(**request))
             except StoreClosedError as error:
@@ -146,7 +151,7 @@ class Driver:
                 uncertain = uncertain or (writes and (fate is Fate.LOST or self._was_tried_before(error)))
                 if fate is Fate.REFUSED:
                     raise RefusedError(old_items(error), uncertain=uncertain) from error
-                if fate is Fate.HOPELESS or number + 1 == self._attempts:
+                if fate is Fate.HOPELESS or number + 1 == tries:
                     raise translated(error, self._table, uncertain=uncertain) from error
             else:
                 self._refuse_strangers(response)

@@ -75,7 +75,7 @@ _LOST = (boto.HTTPClientError, boto.ResponseStreamingError)
 _NOT_CONFIGURED = (boto.NoRegionError, boto.InvalidRegionError, boto.ProfileNotFound, boto.UnknownEndpointError)
 
 
-def code_of(error: BaseException) -> str:
+def code_of(error: BaseException | None) -> str:
     """The service's error code, empty where the error is not the service's.
 
     Args:

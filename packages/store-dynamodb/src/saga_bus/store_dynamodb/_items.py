@@ -17,6 +17,7 @@ __all__ = [
     "document_of",
     "is_alive",
     "state_item",
+    "statement_of",
     "text",
     "update_of",
     "version_of",
@@ -92,6 +93,24 @@ def update_of(row: SagaRow, expected_version: int, writer: str) -> dict[str, Any
         "ExpressionAttributeValues": {**values, ":expected": {"N": str(expected_version)}},
         "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
     }
+
+
+def statement_of(table: str, row: SagaRow, expected_version: int, writer: str) -> dict[str, Any]:
+    """The same in PartiQL, for a running saga: a statement of a BatchExecuteStatement.
+
+    Args:
+        table: The table's name.
+        row: The row.
+        expected_version: The version that must be there.
+        writer: A token of this write, by which it is known again.
+    """
+    values = _values(row, writer)
+    removed = [name for name in (":due", ":unsent") if name not in values]
+    parts = [f'UPDATE "{table}"', *(f'SET "{name[1:]}" = ?' for name in values)]
+    parts += [f'REMOVE "{name[1:]}"' for name in removed]
+    parts.append('WHERE "pk" = ? AND "version" = ? AND "expires" IS MISSING')
+    keys = [{"S": state_key(row.saga_name, row.saga_id)}, {"N": str(expected_version)}]
+    return {"Statement": " ".join(parts), "Parameters": [*values.values(), *keys]}
 
 
 def is_alive(item: Item | None, now: float | None = None) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
 from secrets import token_hex
-from typing import Any
+from typing import Any, NamedTuple
 
 from saga_bus.store import (
     Activity,
@@ -16,10 +17,12 @@ from saga_bus.store import (
     DuplicateSagaError,
     OutcomeUnknownError,
     SagaRow,
+    SagaStoreError,
     StoreUnavailableError,
     version_conflict,
 )
 from saga_bus.store_dynamodb._driver import Driver, RefusedError, all_of
+from saga_bus.store_dynamodb._errors import code_of
 from saga_bus.store_dynamodb._items import (
     FREE,
     SHOWN,
@@ -28,6 +31,7 @@ from saga_bus.store_dynamodb._items import (
     document_of,
     is_alive,
     state_item,
+    statement_of,
     text,
     update_of,
     version_of,
@@ -37,7 +41,18 @@ from saga_bus.store_dynamodb._keys import NAMES_SLOT, correlation_key, name_key,
 __all__ = ["Operations"]
 
 _MAX_GROUP = 100  # keys of a BatchGetItem
+_MAX_STATEMENTS = 25  # of a BatchExecuteStatement
+_UPDATE_GROUPS = 4  # in flight at the same time
+_NOT_ALLOWED = ("AccessDeniedException", "UnknownOperationException")
 _TRIES = 5
+
+
+class _Update(NamedTuple):
+    """An update of a saga, and the token by which it is known again."""
+
+    row: SagaRow
+    expected_version: int
+    writer: str
 
 
 class Operations:
@@ -56,12 +71,22 @@ class Operations:
         self._ttl = completed_ttl
         self._attempts = attempts
         self._named: set[str] = set()  # saga names that are known to be in the table
+        self._may_group_updates = True
         activity = Activity()
         self._states = self._coalescer(SHOWN, activity)
         self._correlations = self._coalescer("pk, saga_id, expires", activity)
+        self._updates: Coalescer[_Update, None] = Coalescer(
+            self._update_together,
+            max_size=_MAX_STATEMENTS,
+            key=lambda update: (update.row.saga_name, update.row.saga_id),
+            max_in_flight=_UPDATE_GROUPS,
+            alone=self._update_alone,
+            activity=activity,
+        )
 
     async def join(self) -> None:
         """Wait until no group is in flight."""
+        await self._updates.join()
         await self._correlations.join()
         await self._states.join()
 
@@ -185,12 +210,18 @@ class Operations:
     async def update(self, row: SagaRow, expected_version: int) -> None:
         """Write the next version of a saga in one UpdateItem, or raise `version_conflict(...)`.
 
-        Only where a completed saga gets a time to live, or loses it because it is reopened, both items are written.
+        Running sagas that many callers update at the same time go together. Only where a completed saga gets a time to
+        live, or loses it because it is reopened, both items are written.
         """
-        if row.is_completed and self._ttl is not None:
+        if not row.is_completed:
+            await self._updates.call(_Update(row, expected_version, _new_token()))
+        elif self._ttl is None:
+            await self._update_alone(_Update(row, expected_version, _new_token()))
+        else:
             await self._update_both(row, expected_version)
-            return
-        writer = _new_token()
+
+    async def _update_alone(self, update: _Update, *, uncertain: bool = False) -> None:
+        row, expected_version, writer = update
         request = update_of(row, expected_version, writer)
         if row.is_completed:
             request["ConditionExpression"] += " AND (attribute_not_exists(expires) OR expires > :now)"
@@ -199,13 +230,37 @@ class Operations:
             # A running saga must not expire. Where this fails alone, both items have to lose their time to live.
             request["ConditionExpression"] += " AND attribute_not_exists(expires)"
         try:
-            await self._driver.write("update_item", TableName=self._table, **request)
+            await self._driver.write("update_item", uncertain=uncertain, TableName=self._table, **request)
         except RefusedError as refused:
             ((_, state),) = refused.found
             if not _may_be_reopened(row, expected_version, state):
                 _judge(row, expected_version, writer, state, refused)
                 return
             await self._update_both(row, expected_version, state)
+
+    async def _update_together(self, updates: Sequence[_Update]) -> list[BaseException | None]:
+        """Make updates of several sagas in one request, each with its own outcome.
+
+        What the request does not acknowledge is done alone: it is known again if it was applied all the same.
+        """
+        answers: Sequence[dict[str, Any]] = ()
+        uncertain = False
+        if len(updates) > 1 and self._may_group_updates:
+            statements = [statement_of(self._table, *update) for update in updates]
+            try:
+                response = await self._driver.write("batch_execute_statement", tries=1, Statements=statements)
+                answers = response["Responses"]
+            except SagaStoreError as error:
+                uncertain = isinstance(error, OutcomeUnknownError)
+                self._may_group_updates = code_of(error.__cause__) not in _NOT_ALLOWED
+        if len(answers) != len(updates):
+            answers = [{"Error": {}}] * len(updates)
+        left = [update for update, answer in zip(updates, answers, strict=True) if "Error" in answer]
+        outcomes = await asyncio.gather(
+            *(self._update_alone(update, uncertain=uncertain) for update in left), return_exceptions=True
+        )
+        found = dict(zip((update.writer for update in left), outcomes, strict=True))
+        return [found.get(update.writer) for update in updates]
 
     async def _update_both(self, row: SagaRow, expected_version: int, state: Item | None = None) -> None:
         key = state_key(row.saga_name, row.saga_id)
