@@ -74,7 +74,12 @@ class NatsLink:
 
     async def start(self) -> None:
         """Connect, and make the two streams."""
-        self._client = await self._broker.connect()
+        try:
+            self._client = await self._broker.connect()
+        except Error as error:
+            if "authorization" in str(error).lower():  # a plain Error, unlike after a reconnect
+                raise AuthorizationError from error
+            raise
         prefix = self._options.prefix
         subjects = [f"{prefix}.event.>", f"{prefix}.send.>"]
         await self._make_stream(self._stream, subjects, RetentionPolicy.INTEREST)
