@@ -18,7 +18,7 @@ import pytest
 from tools.workspace import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("packages/*/*.md"), *ROOT.glob("docs/**/*.md")])
-LANGUAGES = {"python", "py", "console", "sql", "toml", "json", "text", "mermaid"}
+LANGUAGES = {"python", "py", "console", "sql", "prisma", "toml", "json", "text", "mermaid"}
 FENCE = re.compile(r"^(\s*)```(.*)$")
 LINK = re.compile(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]*))?\)")
 

@@ -71,7 +71,7 @@ def test_the_sqlite_store_and_this_one_share_a_table(on_sqlite, tmp_path, creato
 
 def test_the_way_to_the_postgres_store(on_postgres):
     """The statement that the documentation names moves all sagas as they are."""
-    (statement,) = re.findall(r"^```sql move\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    (statement,) = re.findall(r"^```sql\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     old, new = "Saga 3 é", "moved_from_prisma"
     statement = statement.replace("saga_instances", f'"{old}"').replace("INTO sagas", f"INTO {new}")
     types = {NAME: OrderState}
