@@ -14,7 +14,7 @@ from crashes.places import crash_place
 from crashes.saga import EVENTS, SAGA_NAME, CrashState
 from saga_bus.store_inmemory import InMemorySagaStore
 
-SAGAS = int(os.environ.get("SAGA_TEST_CRASH_SAGAS", "150"))
+SAGAS = int(os.environ.get("SAGA_TEST_CRASH_SAGAS", "100"))
 
 
 @pytest.mark.parametrize(
