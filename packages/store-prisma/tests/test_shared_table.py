@@ -77,7 +77,7 @@ def test_the_way_to_the_postgres_store(on_postgres):
     types = {NAME: OrderState}
     due = datetime(2030, 1, 1, 0, 0, 0, 1, tzinfo=UTC)
     states = [OrderState(note=f"{number} é", share=share) for number, share in enumerate((0.1, -0.0, 1e16, 1e22))]
-    states[0].metadata = states[0].metadata.next(timeout="x", timeout_expires_at=due)
+    states[0].metadata = states[0].metadata.next(timeout=timedelta(days=1), timeout_expires_at=due)
     states[1].metadata = states[1].metadata.next(is_completed=True)
 
     async def main():

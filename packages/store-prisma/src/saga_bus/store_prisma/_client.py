@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from saga_bus.store import InvalidSagaError, SchemaError
 
-__all__ = ["ModelActions", "PrismaClient", "actions_of", "checked_client", "default_client", "model_in_url"]
+__all__ = ["ModelActions", "PrismaClient", "actions_of", "checked_client", "default_client", "model_in_url", "raw"]
 
 _DEFAULT_MODEL = "sagainstance"
 
@@ -114,6 +114,15 @@ def actions_of(prisma: PrismaClient, model: str) -> ModelActions:
             "run `prisma generate`, and create_schema()"
         )
     return cast("ModelActions", actions)
+
+
+def raw(statement: str) -> Any:
+    """A statement that this package has made itself, where the client asks for a literal.
+
+    Args:
+        statement: The statement.
+    """
+    return statement
 
 
 def model_in_url(url: str) -> str:

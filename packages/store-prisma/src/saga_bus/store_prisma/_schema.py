@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any, LiteralString, cast
+from typing import Any
 
 from saga_bus.store import SchemaError, StoreUnavailableError
 from saga_bus.store.identifiers import QuoteStyle, derived_identifier, quote_identifier
-from saga_bus.store_prisma._client import PrismaClient
+from saga_bus.store_prisma._client import PrismaClient, raw
 from saga_bus.store_prisma._model import (
     FIELDS,
     INDEXES,
@@ -91,7 +91,7 @@ async def create(prisma: PrismaClient, model: Model) -> None:
     if model.provider in ("mysql", "sqlserver"):  # one statement, which does nothing where the table is
         if not await _columns(prisma, model):
             for statement in statements:
-                await called(prisma.execute_raw(cast("LiteralString", statement)), writing=True)
+                await called(prisma.execute_raw(raw(statement)), writing=True)
         await check(prisma, model)
         return
     for attempt in range(1, _ATTEMPTS + 1):
@@ -200,12 +200,12 @@ async def _columns(prisma: PrismaClient, model: Model) -> dict[str, tuple[str, i
 
 
 async def _rows(prisma: PrismaClient, statement: str, *parameters: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = await called(prisma.query_raw(cast("LiteralString", statement), *parameters))
+    rows: list[dict[str, Any]] = await called(prisma.query_raw(raw(statement), *parameters))
     return rows
 
 
 async def _execute(prisma: PrismaClient, statement: str) -> None:
-    await called(prisma.execute_raw(cast("LiteralString", statement)), writing=True)
+    await called(prisma.execute_raw(raw(statement)), writing=True)
 
 
 def _statements(provider: str, table: str, schema: str | None) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
-from typing import Any, LiteralString, Self, TypeVar, cast
+from typing import Any, Self, TypeVar
 
 from saga_bus.store import (
     BaseSagaStore,
@@ -26,6 +26,7 @@ from saga_bus.store_prisma._client import (
     checked_client,
     default_client,
     model_in_url,
+    raw,
 )
 from saga_bus.store_prisma._health import warnings_about
 from saga_bus.store_prisma._in_hand import InHand
@@ -199,7 +200,7 @@ class PrismaSagaStore(BaseSagaStore[StateT]):
             await schema_work.drop(self._prisma, self._model)
 
     async def _ping(self) -> Sequence[str]:
-        statement = cast("LiteralString", DATABASES[self._model.provider].health)
+        statement = raw(DATABASES[self._model.provider].health)
         with self._in_hand:
             rows = await called(self._prisma.query_raw(statement))
         return warnings_about(rows[0])
