@@ -105,8 +105,6 @@ class Place:
     async def after(self, delay: timedelta) -> None:
         """Deliver what is due so much later."""
         await self.bus.deliver_due(datetime.now(UTC) + delay)
-        for timeouts in self.bus._timeouts:
-            await timeouts.settle()
         await self.transport.drain()
 
     async def pending(self, saga_name: str) -> int:

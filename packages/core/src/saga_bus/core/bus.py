@@ -401,13 +401,17 @@ class Bus:
             due_before: Those before this moment (aware); now when left out. A later one lets tests not wait.
 
         Returns:
-            How many timeouts were begun and messages sent.
+            How many timeouts were handled and messages sent.
 
         Raises:
             SagaStoreError: A store failed.
             TransportError: The transport failed.
         """
-        moment = datetime.now(UTC) if due_before is None else due_before
+        number = await self._begin_due(datetime.now(UTC) if due_before is None else due_before)
+        await asyncio.gather(*(timeouts.settle() for timeouts in self._timeouts))
+        return number
+
+    async def _begin_due(self, moment: datetime) -> int:
         number = 0
         for schedules in self._schedules.values():
             number += await schedules.send_due(self._send_due, moment)
@@ -432,7 +436,7 @@ class Bus:
             _LOGGER.warning("%d messages were sent that a worker had saved and not sent", sent)
 
     async def _deliver_due_quietly(self) -> None:
-        await self.deliver_due()
+        await self._begin_due(datetime.now(UTC))  # one slow handler holds up no other timer
 
     async def _confirm_quietly(self) -> None:
         for worker, _ in self._workers:

@@ -92,6 +92,8 @@ def _class_of(annotation: Any, where: str) -> Any:
 
 
 def _accepts(annotation: Any, wanted: type, where: str) -> bool:
+    if wanted is object:  # whatever comes: what is annotated narrows it for type checkers
+        return True
     for member in _members(annotation):
         found = _class_of(member, where)
         if found is Any or isinstance(found, TypeVar):
