@@ -160,8 +160,8 @@ def test_the_retries_of_a_given_client_make_no_false_conflict(url):
                 "dynamodb",
                 region_name="eu-west-1",
                 endpoint_url=endpoint_of(proxied),
-                aws_access_key_id="test",
-                aws_secret_access_key="test",
+                aws_access_key_id="local",
+                aws_secret_access_key="local",
                 config=Config(retries={"total_max_attempts": 3}),
             )
             table = urlsplit(proxied).path[1:]

@@ -140,8 +140,8 @@ class ClientSubject(_Table):
             "dynamodb",
             region_name="eu-west-1",
             endpoint_url=endpoint_of(_url(self.table)),
-            aws_access_key_id="bench",
-            aws_secret_access_key="bench",
+            aws_access_key_id="local",
+            aws_secret_access_key="local",
         )
 
     async def close(self) -> None:
