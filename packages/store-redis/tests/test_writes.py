@@ -276,3 +276,31 @@ def test_a_burst_of_first_calls_uses_few_connections(server, prefix):
             assert await store.count(SagaFilter()) == 300
 
     asyncio.run(run())
+
+
+def test_pending_outboxes_are_found_stalest_first_without_looking_at_other_sagas(server, prefix):
+    """As the bus looks for them."""
+
+    async def run():
+        async with store_on(server.url, prefix) as store:
+            await store.create_schema()
+            await asyncio.gather(*(store.insert(NAME, f"c{n}", state(f"quiet-{n}")) for n in range(300)))
+            for number in (2, 0, 1):
+                saga = state(f"busy-{number}")
+                await store.insert(NAME, f"busy-{number}", saga)
+                saga = following(saga, outbox=({"m": 1},))
+                await store.update(NAME, saga, 0)
+                await store.update(NAME, following(saga), 1)  # which still has it
+            where = SagaFilter(saga_name=NAME, outbox_pending=True, updated_before=datetime.now(UTC), order="stalest")
+            with connected(server.url) as client:
+                client.config_resetstat()
+                page = await store.find(where, limit=2)
+                assert client.info("commandstats")["cmdstat_getrange"]["calls"] <= 3
+            assert [record.correlation_id for record in page.items] == ["busy-2", "busy-0"]
+            rest = await store.find(where, limit=2, cursor=page.cursor)
+            assert ([record.correlation_id for record in rest.items], rest.cursor) == (["busy-1"], None)
+            assert await store.count(where) == 3
+            newest = await store.find(SagaFilter(saga_name=NAME, outbox_pending=True))
+            assert [record.correlation_id for record in newest.items] == ["busy-1", "busy-0", "busy-2"]
+
+    asyncio.run(run())

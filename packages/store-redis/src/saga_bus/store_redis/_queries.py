@@ -20,7 +20,7 @@ _PATIENCE = 5  # how often a walk is tried again that met a saga on its way to a
 _ENDED, _AGAIN = 1, 2
 _WIDTHS = {b"d": 2, b"h": 3}
 _CREATED, _UPDATED, _DUE = "created", "updated", "due"
-_MOMENT_OF = {"n": _CREATED, "f": _CREATED, "o": _CREATED, "r": _UPDATED, "c": _UPDATED, "d": _DUE}
+_MOMENT_OF = {"n": _CREATED, "f": _CREATED, "r": _UPDATED, "c": _UPDATED, "o": _UPDATED, "d": _DUE}
 
 
 class _Walk(NamedTuple):
@@ -59,7 +59,7 @@ def _letters_to_find(query: SagaQuery) -> str:
     where = query.where
     if query.order == "due":
         return "d"
-    if query.order == "newest" and where.outbox_pending:
+    if query.order == "stalest" and where.outbox_pending:
         return "o"
     running, completed = ("n", "f") if query.order == "newest" else ("r", "c")
     return running + completed if where.completed is None else completed if where.completed else running

@@ -1,7 +1,7 @@
 -- What the scripts that write begin with. A saga's key holds seven fields, each ended by NUL, and then the document.
 -- The members of the index are a letter, a moment of 18 digits and a saga id:
 --   n running and f finished sagas by created_at, r running and c finished ones by updated_at,
---   d running ones by their timeout, o those with a pending outbox by created_at;
+--   d running ones by their timeout, o those with a pending outbox by updated_at;
 --   x those that expire: 15 digits of milliseconds, created_at, updated_at, saga id.
 local HEAD = 1199 -- the last byte that the seven fields can reach
 
@@ -56,7 +56,7 @@ local function members(record, id)
     end
   end
   if string.find(record.flags, 'O', 1, true) then
-    list[#list + 1] = 'o' .. record.created .. id
+    list[#list + 1] = 'o' .. record.updated .. id
   end
   return list
 end
@@ -86,7 +86,7 @@ local function sweep(index, most)
   local swept = 0
   for _, member in ipairs(expired) do
     local created, updated, id = string.sub(member, 17, 34), string.sub(member, 35, 52), string.sub(member, 53)
-    local gone = {member, 'f' .. created .. id, 'c' .. updated .. id, 'o' .. created .. id}
+    local gone = {member, 'f' .. created .. id, 'c' .. updated .. id, 'o' .. updated .. id}
     local record = head_of(base_of(index) .. 's:' .. id)
     if record then -- the id is in use again
       gone = without(gone, members(record, id))

@@ -1,4 +1,4 @@
--- The usual update, alone: a running saga goes on, and its flags and its timeout stay. It comes before the library,
+-- The usual update, alone: a running saga without an outbox goes on, and its flags and its timeout stay. It comes before the library,
 -- because making that takes longer than this. ARGV from the fifth on: the id, the expected version, the new version,
 -- created_at, updated_at, due_at, flags. Whatever is unusual is left to what follows.
 if ARGV[5] then
@@ -6,7 +6,7 @@ if ARGV[5] then
   local version, correlation, created, updated, due, expiry, flags =
     string.match(head, '^(%d+)%z([^%z]*)%z(%d*)%z(%d*)%z(%d*)%z(%d*)%z(%u*)%z')
   if version == ARGV[6] and created == ARGV[8] and due == ARGV[10] and flags == ARGV[11] and expiry == ''
-    and not string.find(flags, 'C', 1, true) then
+    and not string.find(flags, '[CO]') then
     local fresh, stale = 'r' .. moved .. id, 'r' .. updated .. id
     if fresh ~= stale then
       if redis.acl_check_cmd and not redis.acl_check_cmd('ZREM', KEYS[1], stale) then -- from Redis 7 on
