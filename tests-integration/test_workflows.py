@@ -5,7 +5,7 @@ import re
 import pytest
 import yaml
 
-from providers import PROVIDERS
+from providers import BROKER_NAMES, PROVIDERS
 from tools.workspace import ROOT
 
 FILES = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -44,6 +44,11 @@ def test_every_python_is_tested():
 
 def test_every_backend_proves_itself():
     assert sorted(ci_jobs()["conformance"]["strategy"]["matrix"]["backend"]) == sorted(PROVIDERS)
+
+
+def test_every_broker_is_tested():
+    tested = {leg["broker"] for leg in ci_jobs()["transports"]["strategy"]["matrix"]["include"]}
+    assert tested == BROKER_NAMES
 
 
 def test_built_wheels_and_the_lowest_versions_are_tested():

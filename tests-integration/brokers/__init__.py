@@ -23,6 +23,9 @@ __all__ = ["BROKERS", "new_prefix", "serve_broker"]
 Serve = Callable[[], AbstractContextManager[str]]
 
 
+_NATS = 4222
+
+
 def _local_or_private(url: str, port: int, private: Callable[[Path], PrivateBroker]) -> Serve:
     @contextmanager
     def serving() -> Iterator[str]:
@@ -42,7 +45,7 @@ def _local_or_private(url: str, port: int, private: Callable[[Path], PrivateBrok
 
 BROKERS: Mapping[str, Serve] = {
     "kafka": serve_kafka,
-    "nats": _local_or_private("nats://127.0.0.1:4222", 4222, private_nats),
+    "nats": _local_or_private("nats://127.0.0.1:4222", _NATS, private_nats),
     "rabbitmq": _local_or_private("amqp://guest:guest@127.0.0.1:5672/", 5672, private_rabbitmq),
     "redis-streams": _local_or_private("redis://127.0.0.1:6379", 6379, private_redis),
 }
@@ -77,7 +80,10 @@ def new_prefix() -> str:
 
 def _answers(port: int) -> bool:
     try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
+        with socket.create_connection(("127.0.0.1", port), 1) as connection:
+            if port != _NATS:
+                return True
+            connection.settimeout(1)  # it greets with what it can, and may be there without JetStream
+            return b'"jetstream":true' in connection.recv(4096)
     except OSError:
         return False
-    return True

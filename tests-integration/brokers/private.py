@@ -32,6 +32,7 @@ class PrivateBroker:
         log: What it writes.
         is_up: Says whether it takes work; that its port is open, when left out.
         environment: Further environment variables.
+        afterwards: What is run when it has been killed, to end what it left running.
     """
 
     def __init__(
@@ -43,10 +44,12 @@ class PrivateBroker:
         *,
         is_up: Callable[[], bool] | None = None,
         environment: Mapping[str, str] | None = None,
+        afterwards: Sequence[str] = (),
     ) -> None:
         self._command = list(command)
         self._log = log
         self._is_up = is_up or self._listens
+        self._afterwards = list(afterwards)
         self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self.host = "127.0.0.1"
@@ -93,6 +96,8 @@ class PrivateBroker:
         self._process.wait()
         psutil.wait_procs(processes, timeout=10)
         self._process = None
+        if self._afterwards:
+            subprocess.run(self._afterwards, check=False, capture_output=True)
 
     def _listens(self) -> bool:
         try:
@@ -143,8 +148,11 @@ def private_rabbitmq(folder: Path) -> PrivateBroker:
         f"listeners.tcp.1 = 127.0.0.1:{port}\nloopback_users.guest = true\n", encoding="utf-8"
     )
     (folder / "enabled_plugins").write_text("[].\n", encoding="utf-8")
+    mapper = str(_free_port())
     environment = {
         "HOME": str(folder),  # where Erlang keeps its cookie
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "ERL_EPMD_PORT": mapper,  # Erlang starts a daemon there
         "RABBITMQ_NODENAME": f"{name}@localhost",
         "RABBITMQ_DIST_PORT": str(_free_port()),
         "RABBITMQ_MNESIA_BASE": str(folder / "data"),
@@ -165,7 +173,15 @@ def private_rabbitmq(folder: Path) -> PrivateBroker:
             return False
 
     url = f"amqp://guest:guest@127.0.0.1:{port}/"
-    return PrivateBroker([program], port, url, folder / "log", is_up=is_up, environment=environment)
+    return PrivateBroker(
+        [program],
+        port,
+        url,
+        folder / "log",
+        is_up=is_up,
+        environment=environment,
+        afterwards=[_program("epmd"), "-port", mapper, "-kill"],
+    )
 
 
 def _program(name: str) -> str:
