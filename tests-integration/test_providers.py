@@ -13,8 +13,10 @@ from providers import BROKER_NAMES, PROVIDERS, UnavailableError, UnknownBackendE
 from providers.plugin import Databases
 from saga_bus.store import open_store
 
+NO_STORE_URL = {"prisma"}  # its provider's URL is for the engine of a generated client; the store's own tests use it
 
-@pytest.mark.parametrize("backend", sorted(PROVIDERS))
+
+@pytest.mark.parametrize("backend", sorted(set(PROVIDERS) - NO_STORE_URL))
 def test_a_backend_answers_or_is_skipped_with_the_reason(backend, databases):
     url = databases.url(backend)
 

@@ -11,8 +11,6 @@ from saga_bus.store import InvalidSagaError, SchemaError
 
 __all__ = ["ModelActions", "PrismaClient", "actions_of", "checked_client", "default_client", "model_in_url", "raw"]
 
-_DEFAULT_MODEL = "sagainstance"
-
 
 @runtime_checkable
 class PrismaClient(Protocol):
@@ -125,8 +123,8 @@ def raw(statement: str) -> Any:
     return statement
 
 
-def model_in_url(url: str) -> str:
-    """The model that a URL names.
+def model_in_url(url: str) -> str | None:
+    """The model that a URL names, if it names one.
 
     Args:
         url: ``prisma://`` or ``prisma://model``.
@@ -140,7 +138,7 @@ def model_in_url(url: str) -> str:
             "the URL must be prisma:// or prisma://model: it means the client that is generated as `prisma`, "
             "whose schema.prisma says where the database is"
         )
-    return parts.netloc or _DEFAULT_MODEL
+    return parts.netloc or None
 
 
 def default_client() -> PrismaClient:

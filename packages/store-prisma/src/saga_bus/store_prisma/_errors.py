@@ -35,6 +35,7 @@ _BY_CODE: dict[str, _Meaning] = {
     "P1010": (SagaStoreError, "the user lacks a right"),
     "P1017": _LOST,
     "P2000": _MISFIT,
+    UNIQUE: (SagaStoreError, "a unique key of the table that is none of the store's is taken"),
     "P2009": _MISFIT,
     "P2011": _MISFIT,
     "P2012": _MISFIT,

@@ -125,7 +125,9 @@ class Operations:
                     correlation_id=correlation_id,
                     conflict="saga_id" if taken == "saga_id" else "correlation_id",
                 ) from cause
-        raise _restless() from cause
+        if cause is not None:
+            raise translated(cause, writing=False) from cause
+        raise _restless()
 
     async def _taken(self, row: SagaRow, correlation_id: str) -> Conflict | None:
         name = self._keys.stored(row.saga_name)

@@ -52,7 +52,7 @@ class PrismaSagaStore(BaseSagaStore[StateT]):
         url: ``prisma://`` or ``prisma://model``: the client that is generated as ``prisma``; the store makes one,
             connects it on first use and disconnects it. Where the database is says schema.prisma.
         prisma: Instead of a URL, a client; the store disconnects it only if it connected it.
-        model: The client's attribute for the model: the model's name in lower case.
+        model: The client's attribute for the model: the model's name in lower case; that of the URL goes before it.
         state_types: The state type of each saga name.
         codec: Replaces the JSON codec.
 
@@ -88,7 +88,7 @@ class PrismaSagaStore(BaseSagaStore[StateT]):
         self._connects = self._owns_client
         self._has_connected = False
         self._in_hand = InHand()
-        self._model_name = model if url is None else model_in_url(url)
+        self._model_name = model if url is None else model_in_url(url) or model
         self._client: PrismaClient | None = None
         if prisma is not None:
             self._client = checked_client(prisma)
