@@ -81,6 +81,17 @@ def rows(*pairs: tuple[int, str]) -> bytes:
     return struct.pack("<BH", 0x81, 2) + columns + found + _done(len(pairs), token=0xFF, command=0xC1)
 
 
+def pairs(*found: tuple[str, str]) -> bytes:
+    """A result with two short nvarchars in each row."""
+    one = struct.pack("<IHBH", 0, 0x01, 0xE7, 514) + b"\x09\x04\xd0\x00\x34"
+    columns = one + _short("saga_name") + one + _short("saga_id")
+    body = b""
+    for texts_of_row in found:
+        raws = [text.encode("utf-16-le") for text in texts_of_row]
+        body += b"\xd1" + b"".join(struct.pack("<H", len(raw)) + raw for raw in raws)
+    return struct.pack("<BH", 0x81, 2) + columns + body + _done(len(found), token=0xFF, command=0xC5)
+
+
 def _called(result: bytes, handle: int) -> bytes:
     value = struct.pack("<BH", 0xAC, 0) + _short("") + struct.pack("<BIHBBBi", 1, 0, 0, 0x26, 4, 4, handle)
     return result + struct.pack("<Bi", 0x79, 0) + value + _done(token=0xFE)
@@ -97,6 +108,7 @@ class Endpoint:
     def __init__(self, answer=lambda text: b"", refusal: bytes | None = None) -> None:
         self.answer = answer
         self.refusal = refusal
+        self.is_babelfish = False
         self.requests: list[str] = []
         self.sent = b""
         self._prepared: list[str] = []
@@ -201,6 +213,8 @@ class Endpoint:
     def _result(self, text: str):
         if "AS alive" in text:
             return numbers("alive", 1)
+        if "AS babelfish" in text:
+            return numbers("babelfish", int(self.is_babelfish))
         if any(known in text for known in ("sp_datatype_info", "SET NOCOUNT")):
             return b""
         return self.answer(text)
@@ -307,6 +321,7 @@ def endpoint():
         return opened[-1]
 
     make.error, make.counted, make.numbers, make.texts, make.rows = error, counted, numbers, texts, rows
+    make.pairs = pairs
     yield make
     for one in opened:
         one.close()

@@ -10,7 +10,7 @@ from sqlglot import exp
 
 from saga_bus.store import CursorPosition, InvalidSagaError, SagaFilter, SagaQuery
 from saga_bus.store_sqlserver import _health, _schema, _sessions, get_schema_sql
-from saga_bus.store_sqlserver._engines import _TRANSACTIONS
+from saga_bus.store_sqlserver._engines import _BABELFISH, _TRANSACTIONS
 from saga_bus.store_sqlserver._queries import count_statement, find_statement
 from saga_bus.store_sqlserver._schema import Place
 from saga_bus.store_sqlserver._statements import Statements
@@ -56,7 +56,9 @@ def fixed(place):
             yield sql.update(archived=archived, timeout=timeout, created=created)
     for size, by_correlation_id in itertools.product((1, 2, 32), (True, False)):
         yield sql.select_group(size, by_correlation_id=by_correlation_id)
-    yield from (_schema._HAS_SCHEMA, _schema._HAS_TABLE, _schema._LOCK, _TRANSACTIONS, _sessions._NOTHING)
+    for size in (2, 4, 32):
+        yield sql.update_group(size)
+    yield from (_schema._HAS_SCHEMA, _schema._HAS_TABLE, _schema._LOCK, _TRANSACTIONS, _BABELFISH, _sessions._NOTHING)
     yield from (_health._ROUND_TRIP, _health._DATABASE, _health._SESSION, _health._COLLATIONS)
     for text, bindings in (
         (_schema._SELECT_VERSION, (IDENTIFIER,)),
@@ -147,6 +149,30 @@ def test_a_group_passes_over_locked_rows(size):
     sql = Statements(PLACES[0]).select_group(size, by_correlation_id=False).sql
     assert sql.count("READCOMMITTEDLOCK, READPAST") == size
     assert len(Statements(PLACES[0]).select_group(32, by_correlation_id=True).bindings) == 64  # of 2,100
+
+
+def test_a_group_of_updates_is_one_statement_that_seeks_each_row_and_passes_over_locked_ones():
+    statement = Statements(PLACES[0]).update_group(32)
+    (tree,) = parsed(statement.sql)
+    assert isinstance(tree, exp.Update)
+    assert statement.sql.count("FORCESEEK, READCOMMITTEDLOCK, READPAST") == 1
+    assert len(statement.bindings) == 32 * 11  # of 2,100
+    compared = re.findall(r"saga\.(\w+) = (?:CAST\()?new\.(\w+)", statement.sql)
+    assert compared == [
+        ("saga_name", "saga_name"),
+        ("saga_id", "saga_id"),
+        ("version", "expected_version"),
+        ("created_at", "created_at"),
+    ]
+
+
+def test_a_group_of_updates_sets_what_a_single_one_sets():
+    sql = Statements(PLACES[0])
+    single = sql.update(archived=True, timeout=True, created=False).sql
+    sets = [re.split(r"OUTPUT|WHERE", text)[0] for text in (single, sql.update_group(2).sql)]
+    columns = [sorted(re.findall(r"(\w+) = ", text)) for text in sets]
+    assert columns[0] == columns[1]
+    assert len(columns[0]) == 7
 
 
 def test_the_purge_checks_again_in_the_delete_itself():

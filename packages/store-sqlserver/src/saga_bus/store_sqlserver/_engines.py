@@ -9,11 +9,12 @@ from functools import partial
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
-from saga_bus.store import Coalescer, InvalidSagaError, UnsupportedOperationError
+from saga_bus.store import Coalescer, InvalidSagaError, SagaRow, UnsupportedOperationError
 from saga_bus.store_sqlserver import _schema as schema
 from saga_bus.store_sqlserver._connections import Settings
 from saga_bus.store_sqlserver._driver import ConnectionPool
 from saga_bus.store_sqlserver._errors import translated
+from saga_bus.store_sqlserver._groups import GroupedUpdates
 from saga_bus.store_sqlserver._odbc import load
 from saga_bus.store_sqlserver._operations import Operations
 from saga_bus.store_sqlserver._schema import Place
@@ -28,6 +29,7 @@ Key = tuple[str, str]
 
 _MAX_GROUP = 32
 _TRANSACTIONS = Statement("SELECT @@TRANCOUNT AS transactions", ())
+_BABELFISH = Statement("SELECT COALESCE(CAST(SERVERPROPERTY('Babelfish') AS INT), 0) AS babelfish", ())
 _SCHEMA_WORKS = {"create": schema.create, "check": schema.check, "drop": schema.drop}
 
 
@@ -44,6 +46,10 @@ class Engine(Protocol):
 
     async def read(self, work: Callable[[Session], ResultT]) -> ResultT:
         """Run work that only reads."""
+        ...
+
+    async def update(self, row: SagaRow, expected_version: int) -> None:
+        """Write the next version of a saga; when this returns it is committed, as after `write`."""
         ...
 
     async def write(self, work: Callable[[Session], ResultT]) -> ResultT:
@@ -64,8 +70,8 @@ class PoolEngine:
 
     Reads by key go alone on up to half of the connections; what comes on top goes to the server in groups, each
     one statement that waits for no lock. So neither a lone read nor a group that meets a locked row holds up the
-    others. Writes go one by one, each a transaction of its own: one transaction for several sagas would wait for
-    each row that somebody has locked, and hold the locks of all of them meanwhile.
+    others. Updates that are made at the same time go in groups of that kind, too. Inserts and deletes go one by one:
+    an insert waits for whoever inserts the same key, and no hint can make it pass.
 
     Args:
         connect: Opens a session.
@@ -84,12 +90,13 @@ class PoolEngine:
         self._operations = operations
         self._alone = 0
         self._most_alone = max(1, settings.pool_size // 2)
+        self._updates = GroupedUpdates(self._pool, operations)
         self._by_id: Coalescer[Key, bytes | None] = self._coalescer(by_correlation_id=False)
         self._by_correlation_id: Coalescer[Key, bytes | None] = self._coalescer(by_correlation_id=True)
 
     async def open(self) -> None:
         """Open one connection, so that what is wrong with the address or the login shows at once."""
-        await self._pool.run(_nothing, repeatable=True)
+        self._updates.is_grouping = not await self._pool.run(_is_babelfish, repeatable=True)
 
     async def get(self, saga_name: str, key: str, *, by_correlation_id: bool) -> bytes | None:
         if self._alone >= self._most_alone:
@@ -109,6 +116,9 @@ class PoolEngine:
     async def read(self, work: Callable[[Session], ResultT]) -> ResultT:
         return await self._pool.run(work, repeatable=True)
 
+    async def update(self, row: SagaRow, expected_version: int) -> None:
+        await self._updates.update(row, expected_version)
+
     async def write(self, work: Callable[[Session], ResultT]) -> ResultT:
         return await self._pool.run(work)
 
@@ -117,6 +127,7 @@ class PoolEngine:
 
     async def close(self) -> None:
         try:
+            await self._updates.join()
             await self._by_id.join()
             await self._by_correlation_id.join()
         finally:
@@ -164,6 +175,9 @@ class BoundEngine:
 
     async def read(self, work: Callable[[Session], ResultT]) -> ResultT:
         return await self._run(work)
+
+    async def update(self, row: SagaRow, expected_version: int) -> None:
+        await self._run(partial(self._operations.update, row, expected_version))
 
     async def write(self, work: Callable[[Session], ResultT]) -> ResultT:
         return await self._run(work)
@@ -234,5 +248,7 @@ def _work_on_schema(work: SchemaWork, place: Place, session: Session) -> None:
         _SCHEMA_WORKS[work](session, place)
 
 
-def _nothing(session: Session) -> None:
-    """The session is open, and that is all that was wanted."""
+def _is_babelfish(session: Session) -> bool:
+    """Whether the server is Babelfish, which ignores the hints that make a group pass over locked rows."""
+    ((answer,),) = session.read(_BABELFISH)
+    return bool(answer)

@@ -131,6 +131,21 @@ _BY_SQLSTATE: dict[str, _Meaning] = {
     "IM002": (SagaStoreError, "there is no such ODBC driver or data source on this machine"),
     "IM003": (SagaStoreError, "the ODBC driver cannot be loaded"),
 }
+# Babelfish gives this number to each of PostgreSQL's errors that has none of SQL Server's; then its text tells
+# (contrib/babelfishpg_tds/error_mapping.txt of babelfish_extensions has those that have one).
+_BABELFISH_OTHER = 33557097
+_BY_BABELFISH_TEXT: tuple[tuple[re.Pattern[str], _Meaning], ...] = (
+    (re.compile(r"could not serialize access"), (_RETRY, "the transaction could not be serialized")),
+    (re.compile(r"due to lock timeout"), (_RETRY, "another transaction held the lock for the whole lock timeout")),
+    (re.compile(r"too many (clients|connections)|out of (shared )?memory"), (_RETRY, "the server has no room")),
+    (re.compile(r'relation ".*" does not exist'), (SchemaError, "the table is missing: run create_schema()")),
+    (
+        re.compile(r'column ".*" does not exist'),
+        (SchemaError, "a column is missing: the table was not made by create_schema()"),
+    ),
+    (re.compile(r"permission denied"), (SagaStoreError, "the login lacks a permission")),
+    (re.compile(r"read-only transaction"), (SagaStoreError, "the database is read-only")),
+)
 _LOST_STATES = frozenset({"08001", "08S01", "08003", "08007"})
 # FreeTDS reports some losses as general errors: with the numbers of its db-lib, or with none on a connection that
 # is dead already.
@@ -209,6 +224,10 @@ def translated(error: BaseException) -> SagaStoreError:
     for number in error_numbers(error):
         if number in _BY_NUMBER:
             return _made(_BY_NUMBER[number], message)
+        if number == _BABELFISH_OTHER:
+            for text, meaning in _BY_BABELFISH_TEXT:
+                if text.search(message):
+                    return _made(meaning, message)
     if _is_freetds_loss(error):
         return _made((_RETRY, _LOST), message)
     if _NO_DRIVER in message:

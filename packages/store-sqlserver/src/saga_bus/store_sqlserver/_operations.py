@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from saga_bus.store import (
@@ -136,6 +136,43 @@ class Operations:
         ):
             documents[number] = document_of(state)
         return documents[: len(keys)]
+
+    def update_group(self, items: Sequence[tuple[SagaRow, int]], session: Session) -> list[bool]:
+        """Write the next versions of several sagas, of those that nobody has locked.
+
+        Args:
+            items: Rows and expected versions, no two of one saga.
+            session: The session, which is in no transaction.
+
+        Returns:
+            For each item whether it was written. If not, its row was locked, or another version was there, or none.
+        """
+        # Few sizes, so few plans: rows of a saga that cannot be stand in for what is missing.
+        size = 1 << (len(items) - 1).bit_length()
+        parameters: list[Any] = []
+        for row, expected_version in items:
+            moments = [
+                "" if moment is None else moment_text(moment) for moment in (row.archived_at, row.timeout_expires_at)
+            ]
+            parameters += (
+                row.version,
+                row.is_completed,
+                moment_text(row.updated_at),
+                row.outbox_pending,
+                text_of(row.document, row.saga_name),
+                *moments,
+                stored_key(row.saga_name),
+                stored_key(row.saga_id),
+                expected_version,
+                moment_text(row.created_at),
+            )
+        never = moment_text(datetime.min.replace(tzinfo=UTC))
+        parameters += (0, False, never, False, "{}", "", "", "", "", 0, never) * (size - len(items))
+        written = {
+            (key_of(saga_name), key_of(saga_id))
+            for saga_name, saga_id in session.write_returning(self._sql.update_group(size), parameters)
+        }
+        return [(row.saga_name, row.saga_id) in written for row, _ in items]
 
     def find(self, query: SagaQuery, session: Session) -> list[FoundRow]:
         """Fetch the rows of one page."""

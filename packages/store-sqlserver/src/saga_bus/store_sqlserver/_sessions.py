@@ -60,7 +60,25 @@ class Session:
         Raises:
             SagaStoreError: SQL Server or the driver refused.
         """
-        with self._cursor(statement, parameters, translated) as cursor:
+        return self._rows(statement, parameters, translated)
+
+    def write_returning(self, statement: Statement, parameters: Sequence[Any]) -> list[Row]:
+        """Run an INSERT, UPDATE or DELETE that gives rows for what it wrote.
+
+        Args:
+            statement: The statement.
+            parameters: None of them None.
+
+        Raises:
+            OutcomeUnknownError: The connection failed after the statement was sent.
+            SagaStoreError: SQL Server or the driver refused.
+        """
+        return self._rows(statement, parameters, writing)
+
+    def _rows(
+        self, statement: Statement, parameters: Sequence[Any], meaning: Callable[[BaseException], SagaStoreError]
+    ) -> list[Row]:
+        with self._cursor(statement, parameters, meaning) as cursor:
             while cursor.description is None and cursor.nextset():
                 pass  # what a procedure or a trigger did before the rows
             found = [tuple(row) for row in cursor.fetchall()]

@@ -1,10 +1,10 @@
-"""The statements on single sagas, the grouped reads, and the purge."""
+"""The statements on single sagas, the grouped reads and updates, and the purge."""
 
 from __future__ import annotations
 
 from functools import cache
 
-from saga_bus.store_sqlserver._schema import Place
+from saga_bus.store_sqlserver._schema import COLLATION, Place
 from saga_bus.store_sqlserver._values import (
     CORRELATION_ID,
     FLAG,
@@ -56,6 +56,28 @@ SELECT 2 AS taken FROM {table} WHERE saga_name = ? AND correlation_id = ?"""
 _SELECT_ONE_OF_GROUP = """\
 SELECT {number} AS number, state FROM {table} WITH (READCOMMITTEDLOCK, READPAST) WHERE saga_name = ? AND {column} = ?"""
 
+# A group of updates as one statement, which is written as a whole or not at all. The hints make it pass over rows that
+# somebody has locked: whatever it did not write is written again, alone, where it may wait and where a conflict is
+# told. It seeks each row by its key, however small the table is when the plan is made. A missing moment is an empty
+# text, so that one plan serves all rows.
+_UPDATE_GROUP = """\
+UPDATE saga
+SET version = new.version, is_completed = new.is_completed, updated_at = CAST(new.updated_at AS DATETIME2(6)),
+    outbox_pending = new.outbox_pending, state = new.state,
+    archived_at = CAST(NULLIF(new.archived_at, N'') AS DATETIME2(6)),
+    timeout_expires_at = CAST(NULLIF(new.timeout_expires_at, N'') AS DATETIME2(6))
+OUTPUT inserted.saga_name, inserted.saga_id
+FROM (
+    SELECT * FROM (VALUES
+{rows}
+    ) AS given (version, is_completed, updated_at, outbox_pending, state, archived_at, timeout_expires_at,
+                saga_name, saga_id, expected_version, created_at)
+) AS new
+INNER JOIN {table} AS saga WITH (FORCESEEK, READCOMMITTEDLOCK, READPAST)
+    ON saga.saga_name = new.saga_name COLLATE {collation} AND saga.saga_id = new.saga_id COLLATE {collation}
+WHERE saga.version = new.expected_version AND saga.created_at = CAST(new.created_at AS DATETIME2(6))
+OPTION (LOOP JOIN, FORCE ORDER)"""
+
 _PURGE = """\
 DELETE TOP ({limit}) FROM {table}
 WHERE saga_name = ? AND is_completed = 1 AND updated_at < {moment}"""
@@ -79,6 +101,7 @@ class Statements:
         self.insert = cache(self._insert)
         self.update = cache(self._update)
         self.select_group = cache(self._select_group)
+        self.update_group = cache(self._update_group)
 
     def purge(self, limit: int) -> Statement:
         """The deletion of at most ``limit`` completed sagas.
@@ -118,6 +141,13 @@ class Statements:
         column, binding = ("correlation_id", CORRELATION_ID) if by_correlation_id else ("saga_id", KEY)
         parts = [_SELECT_ONE_OF_GROUP.format(number=number, table=self._table, column=column) for number in range(size)]
         return Statement("\nUNION ALL\n".join(parts), (KEY, binding) * size)
+
+    def _update_group(self, size: int) -> Statement:
+        """The updates of ``size`` sagas; each row that comes back is the name and id of one that was written."""
+        bindings = (VERSION, FLAG, MOMENT, FLAG, TEXT, MOMENT, MOMENT, KEY, KEY, VERSION, MOMENT)
+        row = f"({', '.join('?' * len(bindings))})"
+        sql = _UPDATE_GROUP.format(rows=",\n".join([row] * size), table=self._table, collation=COLLATION)
+        return Statement(sql, bindings * size)
 
     def _made(self, sql: str, *bindings: tuple[int, int, int]) -> Statement:
         return Statement(sql.format(table=self._table), bindings)

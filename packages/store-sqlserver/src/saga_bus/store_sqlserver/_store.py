@@ -143,7 +143,7 @@ class SqlServerSagaStore(BaseSagaStore[StateT]):
         await self._engine.write(partial(self._operations.insert, row, correlation_id))
 
     async def _update(self, row: SagaRow, expected_version: int) -> None:
-        await self._engine.write(partial(self._operations.update, row, expected_version))
+        await self._engine.update(row, expected_version)
 
     async def _delete(self, saga_name: str, saga_id: str, expected_version: int | None) -> None:
         await self._engine.write(partial(self._operations.delete, saga_name, saga_id, expected_version))
