@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import uuid
 import warnings
 from collections.abc import AsyncIterator
@@ -10,9 +11,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
+import pytest
 from pymongo import AsyncMongoClient
 from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 
+from providers import UnavailableError, required_backends
+from providers.mongodb import PrivateMongo
 from saga_bus.store import SagaState
 from saga_bus.store_mongodb import MongoSagaStore
 
@@ -58,6 +62,19 @@ async def client_of(url: str, **options: Any) -> AsyncIterator[AsyncMongoClient[
         yield client
     finally:
         await client.close()
+
+
+def private_server() -> PrivateMongo:
+    """A server of a test's own, not yet started; without one, the test fails if MongoDB is required.
+
+    There is no wheel of SecantusDB for Python 3.14. What needs a server to kill is tested on the others.
+    """
+    try:
+        return PrivateMongo()
+    except UnavailableError as error:
+        if "mongodb" in required_backends() and sys.version_info < (3, 14):
+            pytest.fail(f"SAGA_TEST_REQUIRE names mongodb: {error}")
+        pytest.skip(str(error))
 
 
 def collect_sockets() -> None:

@@ -16,9 +16,16 @@ import pytest
 
 from faults.load import Load, verify
 from faults.proxy import Proxy
-from mongodb_helpers import SAGA, OrderState, client_of, collect_sockets, follow, new_collection, store_on
-from providers import UnavailableError, required_backends
-from providers.mongodb import PrivateMongo
+from mongodb_helpers import (
+    SAGA,
+    OrderState,
+    client_of,
+    collect_sockets,
+    follow,
+    new_collection,
+    private_server,
+    store_on,
+)
 from saga_bus.store import (
     ConcurrencyError,
     DuplicateSagaError,
@@ -35,12 +42,7 @@ CALLERS = 20
 @pytest.fixture(scope="module")
 def server():
     """A server to be killed."""
-    try:
-        private = PrivateMongo()
-    except UnavailableError as error:
-        if "mongodb" in required_backends():
-            pytest.fail(f"SAGA_TEST_REQUIRE names mongodb: {error}")
-        pytest.skip(str(error))
+    private = private_server()
     try:
         private.start()
         yield private

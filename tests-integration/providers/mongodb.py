@@ -1,6 +1,6 @@
-"""A private SecantusDB on a free loopback port: a server of MongoDB's protocol on MongoDB's storage engine, from PyPI.
+"""MongoDB 7 in a container where Docker answers, else a private SecantusDB, each on a free loopback port.
 
-It stands in for MongoDB where no real server is given by ``SAGA_TEST_MONGODB_URL``. Its data folder is made for it and
+SecantusDB is a server of MongoDB's protocol on MongoDB's storage engine, from PyPI. Its data folder is made for it and
 removed with it. It can be stopped, killed and started again, for fault tests.
 """
 
@@ -29,6 +29,8 @@ __all__ = ["PrivateMongo", "serve_mongodb"]
 _START_TIMEOUT = 60.0
 _POLL = 0.05
 _PROGRAM = "secantusd-py"
+_IMAGE = "mongo:7"
+_REPLICA_SET = "rs0"
 
 
 class PrivateMongo:
@@ -119,14 +121,18 @@ class PrivateMongo:
 
 @contextmanager
 def serve_mongodb() -> Iterator[str]:
-    """A private server for a while.
+    """A server for a while.
 
     Yields:
         Its URL.
 
     Raises:
-        UnavailableError: SecantusDB is not installed, or it does not start.
+        UnavailableError: There is neither Docker nor SecantusDB, or the server does not start.
     """
+    if _docker_answers():
+        with _container() as url:
+            yield url
+        return
     server = PrivateMongo()
     try:
         server.start()
@@ -135,12 +141,55 @@ def serve_mongodb() -> Iterator[str]:
         server.remove()
 
 
+def _docker_answers() -> bool:
+    if shutil.which("docker") is None:
+        return False
+    try:
+        return subprocess.run(["docker", "info"], capture_output=True, timeout=10, check=False).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
+@contextmanager
+def _container() -> Iterator[str]:
+    command = ["docker", "run", "--detach", "--rm", "--publish=127.0.0.1::27017", _IMAGE, "--replSet", _REPLICA_SET]
+    started = subprocess.run([*command, "--bind_ip_all"], capture_output=True, text=True, check=False)
+    if started.returncode != 0:
+        raise UnavailableError(f"docker cannot run {_IMAGE}: {started.stderr.strip()}")
+    container = started.stdout.strip()
+    try:
+        found = subprocess.run(["docker", "port", container, "27017"], capture_output=True, text=True, check=True)
+        port = int(found.stdout.split()[0].rpartition(":")[2])
+        _initiate(port)
+        yield f"mongodb://127.0.0.1:{port}/sagas?directConnection=true"
+    finally:
+        subprocess.run(["docker", "kill", container], capture_output=True, check=False)
+
+
+def _initiate(port: int) -> None:
+    """Make a replica set of one, and wait until it takes writes."""
+    members = {"_id": _REPLICA_SET, "members": [{"_id": 0, "host": "127.0.0.1:27017"}]}
+    deadline = time.monotonic() + _START_TIMEOUT
+    client: MongoClient[dict[str, Any]]
+    with MongoClient("127.0.0.1", port, directConnection=True, serverSelectionTimeoutMS=500) as client:
+        while time.monotonic() < deadline:
+            try:
+                if client.admin.command("hello").get("isWritablePrimary"):
+                    return
+                client.admin.command("replSetInitiate", members)
+            except PyMongoError:  # it is not up yet, or has been initiated and holds an election
+                time.sleep(_POLL)
+    raise UnavailableError(f"{_IMAGE} did not become a replica set in {_START_TIMEOUT} seconds")
+
+
 def _find_program() -> Path:
     for folder in (sysconfig.get_path("scripts"), Path(sys.executable).parent):
         program = Path(folder) / _PROGRAM
         if program.exists():
             return program
-    raise UnavailableError("no MongoDB: give SAGA_TEST_MONGODB_URL, or install SecantusDB (on Linux, x86_64)")
+    raise UnavailableError(
+        "no MongoDB: Docker does not answer, and SecantusDB is not installed (Linux x86_64, Python 3.11 to 3.13)"
+    )
 
 
 def _free_port() -> int:

@@ -1,7 +1,7 @@
 import pytest
 from pymongo import MongoClient
 
-from providers import UnavailableError, required_backends
+from mongodb_helpers import private_server
 from providers.mongodb import PrivateMongo
 
 
@@ -29,13 +29,8 @@ class GuardedServer:
 
 @pytest.fixture(scope="session")
 def guarded():
-    """A private server with users; fails where the backend is required and there is none."""
-    try:
-        server = PrivateMongo()
-    except UnavailableError as error:
-        if "mongodb" in required_backends():
-            pytest.fail(f"SAGA_TEST_REQUIRE names mongodb: {error}")
-        pytest.skip(str(error))
+    """A private server with users."""
+    server = private_server()
     try:
         server.start()
         with MongoClient(server.url) as client:
