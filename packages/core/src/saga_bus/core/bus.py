@@ -9,12 +9,20 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from saga_bus.core.configuration import Intervals, Owned, SagaRegistration, StoreLike, check_registrations
+from saga_bus.core.configuration import (
+    Intervals,
+    Owned,
+    SagaRegistration,
+    StoreLike,
+    check_registrations,
+    register_type,
+)
 from saga_bus.core.definition import SagaDefinition
-from saga_bus.core.errors import BusStoppedError, ConfigurationError
+from saga_bus.core.errors import BusStoppedError, ConfigurationError, SagaBusError
 from saga_bus.core.handling import Middleware
 from saga_bus.core.outbox import Outbox
 from saga_bus.core.outgoing import Outgoing, check_delay, check_endpoint, check_headers
@@ -24,6 +32,7 @@ from saga_bus.core.transport import Transport
 from saga_bus.core.worker import SagaWorker
 from saga_bus.store import (
     SagaStore,
+    SagaStoreError,
     StoreUnavailableError,
     capabilities_of,
     new_saga_id,
@@ -159,8 +168,7 @@ class Bus:
                 f"saga {definition.name!r} is deleted when it has ended, and {type(store).__qualname__} declares no "
                 "conditional_delete"
             )
-        if hasattr(store, "register"):
-            store.register(definition.name, definition.state_type)
+        register_type(store, definition.name, definition.state_type)
         if not can.query:
             _LOGGER.warning(
                 "saga %s: %s declares no query, so what a dead worker left in an outbox is sent only when the broker "
@@ -388,9 +396,8 @@ class Bus:
             SagaStoreError: A store failed.
             TransportError: The transport failed.
         """
-        sent = 0
-        for worker, _ in self._workers:
-            sent += await worker.outbox.recover(self._intervals.grace if grace is None else grace)
+        chosen = self._intervals.grace if grace is None else grace
+        sent = await _each([partial(worker.outbox.recover, chosen) for worker, _ in self._workers])
         self._counts["recovered"] += sent
         return sent
 
@@ -407,17 +414,18 @@ class Bus:
             SagaStoreError: A store failed.
             TransportError: The transport failed.
         """
-        number = await self._begin_due(datetime.now(UTC) if due_before is None else due_before)
-        await asyncio.gather(*(timeouts.settle() for timeouts in self._timeouts))
-        return number
+        try:
+            return await self._begin_due(datetime.now(UTC) if due_before is None else due_before)
+        finally:
+            await asyncio.gather(*(timeouts.settle() for timeouts in self._timeouts))
 
     async def _begin_due(self, moment: datetime) -> int:
-        number = 0
-        for schedules in self._schedules.values():
-            number += await schedules.send_due(self._send_due, moment)
-        for timeouts in self._timeouts:
-            number += await timeouts.fire_due(moment)
-        return number
+        return await _each(
+            [
+                *(partial(schedules.send_due, self._send_due, moment) for schedules in self._schedules.values()),
+                *(partial(timeouts.fire_due, moment) for timeouts in self._timeouts),
+            ]
+        )
 
     async def confirm(self) -> int:
         """Clear from the stores what was sent and is not cleared yet; run at an interval too.
@@ -441,6 +449,19 @@ class Bus:
     async def _confirm_quietly(self) -> None:
         for worker, _ in self._workers:
             await worker.outbox.confirm(self._intervals.confirm.total_seconds())
+
+
+async def _each(functions: Sequence[Callable[[], Awaitable[int]]]) -> int:
+    """Call all of them, also when one fails, which is raised at the end; the sum of what they return."""
+    total, failed = 0, None
+    for function in functions:
+        try:
+            total += await function()
+        except (SagaStoreError, SagaBusError) as error:
+            failed = failed or error
+    if failed is not None:
+        raise failed
+    return total
 
 
 async def _repeat(function: Callable[[], Awaitable[None]], seconds: float) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 from saga_bus.core.definition import SagaDefinition
 from saga_bus.core.errors import ConfigurationError
 from saga_bus.core.messages import check_message_type, message_name
-from saga_bus.store import SagaStore
+from saga_bus.store import InvalidSagaError, SagaStore, UnsupportedOperationError
 
-__all__ = ["Intervals", "Owned", "SagaRegistration", "StoreLike", "check_registrations"]
+__all__ = ["Intervals", "Owned", "SagaRegistration", "StoreLike", "check_registrations", "register_type"]
 
 
 @dataclass(frozen=True)
@@ -94,3 +94,28 @@ def check_registrations(registrations: Sequence[SagaRegistration], messages: Col
         check_message_type(message_type)
         if types.get(message_name(message_type)) is not message_type:
             raise ConfigurationError(f"no saga handles {message_type.__qualname__}")
+
+
+def register_type(store: Any, saga_name: str, state_type: type) -> bool:
+    """Tell a store the type of a saga's states, if it wants to know.
+
+    Args:
+        store: The store.
+        saga_name: The saga's name.
+        state_type: The type.
+
+    Returns:
+        Whether the store knows it now, as far as can be told.
+
+    Raises:
+        ConfigurationError: The store has another type for that name.
+    """
+    if not hasattr(store, "register"):
+        return True  # a store of somebody's own knows its types by itself
+    try:
+        store.register(saga_name, state_type)
+    except UnsupportedOperationError:
+        return False  # so does a codec of somebody's own
+    except InvalidSagaError as error:
+        raise ConfigurationError(str(error)) from error
+    return True

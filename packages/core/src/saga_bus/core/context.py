@@ -7,7 +7,7 @@ from collections.abc import Mapping, MutableMapping
 from datetime import timedelta
 from typing import Any
 
-from saga_bus.core.errors import ConfigurationError
+from saga_bus.core.errors import ConfigurationError, PermanentError
 from saga_bus.core.handling import Handling
 from saga_bus.core.outgoing import Outgoing, check_delay, check_endpoint, check_headers, derived_id
 
@@ -32,11 +32,12 @@ class MessageContext:
     handler that raises sends nothing.
     """
 
-    __slots__ = ("_handling", "_logger", "_sender", "outgoing")
+    __slots__ = ("_handling", "_logger", "_sealed", "_sender", "outgoing")
 
     def __init__(self, handling: Handling, sender: str) -> None:
         self._handling = handling
         self._sender = sender
+        self._sealed = False
         self._logger: logging.LoggerAdapter[logging.Logger] | None = None
         self.outgoing: list[Outgoing] = []  # for the bus, and for unit tests of handlers
 
@@ -130,6 +131,14 @@ class MessageContext:
         to = None if endpoint is None else check_endpoint(endpoint)
         self._add(message, headers, to=to, delay=check_delay(delay))
 
+    def seal(self) -> None:
+        """Refuse any further use, as the bus does when the handler has returned: it would be lost."""
+        self._sealed = True
+
+    def _refuse_late_use(self) -> None:
+        if self._sealed:
+            raise PermanentError("the context was used after its handler had returned: that would be lost")
+
     def _add(
         self,
         message: Any,
@@ -138,6 +147,7 @@ class MessageContext:
         to: str | None = None,
         delay: timedelta | None = None,
     ) -> None:
+        self._refuse_late_use()
         handling = self._handling
         carried = dict(handling.outgoing_headers)
         carried["saga-name"] = handling.saga_name
@@ -173,6 +183,7 @@ class SagaContext(MessageContext):
 
     def complete(self) -> None:
         """End the saga with this message; its timeout is cleared, and its policy says what becomes of it."""
+        self._refuse_late_use()
         self.completed = True
 
     def set_timeout(self, after: timedelta) -> None:
@@ -184,6 +195,7 @@ class SagaContext(MessageContext):
         Raises:
             ConfigurationError: The definition has no ``on_timeout``, or this is no positive timedelta.
         """
+        self._refuse_late_use()
         if not self._has_timeouts:
             raise ConfigurationError(f"saga {self.saga_name!r} sets a timeout and has no on_timeout handler")
         if check_delay(after) == timedelta(0):
@@ -192,4 +204,5 @@ class SagaContext(MessageContext):
 
     def clear_timeout(self) -> None:
         """Take back the timeout that was set."""
+        self._refuse_late_use()
         self.timeout, self.timeout_changed = None, True

@@ -85,6 +85,7 @@ class SagaCycle:
             has_timeouts=self._definition.timeout_handler is not None,
         )
         answer = await route.handler(message, state, ctx)
+        ctx.seal()
         after = await self._save(handling, ctx, self._chosen(state, answer), before, own)
         return "handled", after if after.is_completed else None
 
@@ -112,6 +113,7 @@ class SagaCycle:
             return "ignored", None  # it ended, or its timeout was cleared or set anew
         ctx = SagaContext(handling, self._sender, is_new=False, has_timeouts=True)
         answer = await handler(state, ctx)
+        ctx.seal()
         after = await self._save(handling, ctx, self._chosen(state, answer), before, before)
         return "handled", after if after.is_completed else None
 
@@ -127,6 +129,7 @@ class SagaCycle:
         if callable(policy):
             ctx = MessageContext(handling, self._sender)
             await policy(message, ctx)
+            ctx.seal()
             await self._outbox.send_unsaved(ctx.outgoing)
         elif policy == "ignore":
             _LOGGER.info(

@@ -7,14 +7,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, get_args
 
-import msgspec
-
 from saga_bus.core.context import MessageContext, SagaContext
 from saga_bus.core.errors import ConfigurationError, CorrelationError
 from saga_bus.core.messages import check_message_type, message_name
 from saga_bus.core.outgoing import check_endpoint
 from saga_bus.core.policies import CompletedPolicy, OnCompleted, OnMissing, RetryPolicy
-from saga_bus.core.signatures import check_handler
+from saga_bus.core.signatures import check_handler, raw_annotations
 from saga_bus.store import InvalidSagaError, SagaMetadata
 from saga_bus.store.checks import check_correlation_id, check_saga_name
 
@@ -288,12 +286,9 @@ def _without_message(state_type: type[StateT]) -> Callable[[Any], StateT]:
     return lambda _message: state_type()
 
 
-def _attributes(message_type: type) -> set[str]:
-    if issubclass(message_type, msgspec.Struct):
-        return {*message_type.__struct_fields__, *dir(message_type)}
-    annotated = {name for base in message_type.__mro__ for name in vars(base).get("__annotations__", ())}
-    declared = set(getattr(message_type, "__dataclass_fields__", ()))
-    return annotated | declared | set(dir(message_type))
+def _attributes(a_type: type) -> set[str]:
+    annotated = {name for base in a_type.__mro__ for name in raw_annotations(base)}
+    return annotated | set(getattr(a_type, "__struct_fields__", ())) | set(dir(a_type))
 
 
 def _check_state_type(name: str, state_type: object) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from saga_bus.core.errors import ConfigurationError
+from saga_bus.core.configuration import register_type
+from saga_bus.core.errors import ConfigurationError, SagaBusError
 from saga_bus.core.outgoing import Outgoing
 from saga_bus.store import (
     ConcurrencyError,
@@ -19,6 +21,7 @@ from saga_bus.store import (
 
 __all__ = ["ScheduledMessage", "Schedules"]
 
+_LOGGER = logging.getLogger("saga_bus.core")
 _PAGE = 200
 
 
@@ -48,9 +51,8 @@ class Schedules:
         self._store = store
         self._saga_name = saga_name
         self._lease = lease
-        self._can_find = capabilities_of(store).query
-        if hasattr(store, "register"):
-            store.register(saga_name, ScheduledMessage)
+        # A codec that takes no types would not know this one either.
+        self._can_find = capabilities_of(store).query and register_type(store, saga_name, ScheduledMessage)
 
     async def put(self, outgoing: Outgoing) -> None:
         """Save a message until it is due; one that is there already is no error.
@@ -64,7 +66,8 @@ class Schedules:
         """
         if not self._can_find:
             raise ConfigurationError(
-                f"{type(self._store).__qualname__} declares no query, so it cannot find scheduled messages when due"
+                f"{type(self._store).__qualname__} declares no query, or has a codec that takes no state types: "
+                "it cannot find scheduled messages when they are due"
             )
         now = datetime.now(UTC)
         due = outgoing.due or now
@@ -112,6 +115,14 @@ class Schedules:
             await self._store.update(self._saga_name, state, version)
         except ConcurrencyError:
             return 0  # another worker has it
-        await send(state.message)
+        try:
+            await send(state.message)
+        except SagaBusError as error:
+            if error.retryable:
+                raise
+            _LOGGER.exception(
+                "scheduled message %s (%s) cannot be sent and stays", state.message.id, state.message.name
+            )
+            return 0
         await self._store.delete(self._saga_name, state.metadata.saga_id)
         return 1

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import types
 from collections.abc import Callable, Sequence
 from typing import Any, NewType, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from saga_bus.core.errors import ConfigurationError
 
-__all__ = ["check_handler"]
+__all__ = ["check_handler", "raw_annotations"]
 
 
 def check_handler(handler: Callable[..., Any], takes: Sequence[tuple[str, type]], returns: type | None) -> None:
@@ -34,7 +35,7 @@ def check_handler(handler: Callable[..., Any], takes: Sequence[tuple[str, type]]
     except TypeError as error:
         wanted = ", ".join(what for what, _ in takes)
         raise ConfigurationError(f"{name} must take ({wanted}): {error}") from error
-    hints = _hints(function, name)
+    hints = _hints(function)
     positional = [
         parameter
         for parameter in signature.parameters.values()
@@ -54,15 +55,25 @@ def check_handler(handler: Callable[..., Any], takes: Sequence[tuple[str, type]]
         )
 
 
-def _hints(function: Any, name: str) -> dict[str, Any]:
+def raw_annotations(thing: Any) -> dict[str, Any]:
+    """The annotations of a function or of a class itself, as texts where they cannot be looked up.
+
+    Args:
+        thing: The function or the class.
+    """
+    if sys.version_info >= (3, 14):  # they are evaluated when they are asked for (PEP 649)
+        from annotationlib import Format, get_annotations  # noqa: PLC0415
+
+        return get_annotations(thing, format=Format.STRING)
+    return inspect.get_annotations(thing)
+
+
+def _hints(function: Any) -> dict[str, Any]:
     try:
         return get_type_hints(function)
     except Exception:  # noqa: BLE001 - a name that only type checkers see; each annotation is then read by itself
-        raw = getattr(function, "__annotations__", {})
         space = getattr(inspect.unwrap(function), "__globals__", {})
-        return {key: _evaluated(value, space) for key, value in raw.items()}
-    finally:
-        del name
+        return {key: _evaluated(value, space) for key, value in raw_annotations(function).items()}
 
 
 def _evaluated(annotation: Any, space: dict[str, Any]) -> Any:
