@@ -131,6 +131,7 @@ def test_the_lowest_leg_refuses_a_version_that_is_higher():
     frozen = "msgspec==0.20.0\npytest==8.4.2\nsaga-bus-store @ file:///store.whl\n"
     assert leg.is_lowest("msgspec>=0.20", frozen)
     assert leg.is_lowest("msgspec>=0.20,<1", frozen)
+    assert leg.is_lowest("msgspec[yaml]>=0.20", frozen)
     assert not leg.is_lowest("pytest>=8.4", frozen)
     assert not leg.is_lowest("hypothesis>=6.142", frozen)
 

@@ -43,11 +43,14 @@ def _run(folder: Path, leg: str, interpreter: str) -> int:
     # Given on the command line they are direct, and only direct ones are resolved to their lowest version.
     direct = third_party_requirements()
     resolution = "lowest-direct" if leg == "lowest" else "highest"
+    constraints = folder / "constraints.txt"
+    constraints.write_text("".join(f"{_lowest(need)}\n" for need in direct if leg == "lowest"), encoding="utf-8")
+    group = ("--group", f"{ROOT / 'pyproject.toml'}:test")
     for step in (
         ("venv", "--no-project", "--python", interpreter, str(folder / "env")),
         ("pip", "install", "--python", str(python), "--resolution", resolution, *direct, *wheels),
-        # What is installed already and fits stays, so the lowest versions do.
-        ("pip", "install", "--python", str(python), "--group", f"{ROOT / 'pyproject.toml'}:test"),
+        # What is installed already stays at its version, though a newer one of the tests' tools would ask for more.
+        ("pip", "install", "--python", str(python), *group, "--constraint", str(constraints)),
         ("pip", "freeze", "--python", str(python)),
     ):
         done = uv(*step, cwd=folder)
@@ -84,9 +87,13 @@ def is_lowest(requirement: str, frozen: str) -> bool:
         requirement: ``name>=version``, with or without an upper bound.
         frozen: What ``pip freeze`` says.
     """
+    return re.search(rf"^{re.escape(_lowest(requirement))}(\.0)*$", frozen, re.MULTILINE) is not None
+
+
+def _lowest(requirement: str) -> str:
+    """``name==version`` of ``name[extra]>=version,<bound``."""
     name, _, bounds = requirement.partition(">=")
-    lowest = re.escape(bounds.partition(",")[0])
-    return re.search(rf"^{re.escape(name)}=={lowest}(\.0)*$", frozen, re.MULTILINE) is not None
+    return f"{name.partition('[')[0]}=={bounds.partition(',')[0]}"
 
 
 def _with_extras(wheel: Path, project: dict[str, dict[str, object]]) -> str:

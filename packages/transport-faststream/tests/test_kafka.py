@@ -3,6 +3,9 @@
 import asyncio
 from datetime import timedelta
 
+import faststream.confluent
+import pytest
+
 from brokers import new_prefix
 from brokers.inspection import dead_letters, put_rubbish
 from saga_bus.transport_faststream import FastStreamTransport
@@ -11,6 +14,8 @@ from transport_places import Inbox, envelope, kafka_options
 
 def test_kafka_carries_retries_and_dead_letters(brokers):
     url, prefix = brokers.url("kafka"), new_prefix()
+    if not kafka_options(url)["make_topics"] and not hasattr(faststream.confluent, "Topic"):
+        pytest.skip("FastStream 0.6 makes all topics itself, which librdkafka's mock cluster does not know")
 
     async def end(delivery):
         match delivery.envelope.headers.get("do"):

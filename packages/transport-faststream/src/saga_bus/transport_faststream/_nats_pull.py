@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.errors import Error
 
 __all__ = ["PullError", "pull"]
@@ -64,4 +65,13 @@ async def pull(
                 raise PullError(f"{headers.get('Status')} {headers.get('Description', '')}")
     finally:
         if not client.is_closed:
+            await _give_back(subscription)
             await subscription.unsubscribe()
+
+
+async def _give_back(subscription: Subscription) -> None:
+    """Give back what has arrived and was not handed on: else it would come again only after the server's patience."""
+    while subscription.pending_msgs:
+        message = await subscription.next_msg(1)
+        if message.reply:
+            await message.nak()
