@@ -4,7 +4,7 @@
 const { ColumnTypeEnum, err, ok } = require("@prisma/driver-adapter-utils");
 
 const PATIENCE = 5000; // milliseconds; how long the native engine waits for a lock of SQLite
-const PAUSE = 2;
+const LONGEST_PAUSE = 16;
 const DECLARED = {
   BIGINT: ColumnTypeEnum.Int64,
   BOOLEAN: ColumnTypeEnum.Boolean,
@@ -15,6 +15,8 @@ const DECLARED = {
 };
 const BUSY = new Set([5, 261]); // SQLITE_BUSY and SQLITE_BUSY_RECOVERY; a stale snapshot cannot be waited for
 
+const LOCKED = new Set([5, 6]); // of both kinds, the waited for and the hopeless
+
 const sleep = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
 class SqliteConnection {
@@ -22,16 +24,20 @@ class SqliteConnection {
   adapterName = "saga-bus-sqlite";
   options = { usePhantomQuery: false };
 
-  constructor(path) {
-    const Database = require("libsql");
+  constructor(path, inTransaction = false) {
     this.path = path;
-    this.database = new Database(path);
+    this.inTransaction = inTransaction;
+    this.open();
+  }
+
+  open() {
+    const Database = require("libsql");
+    this.database = new Database(this.path);
     this.database.defaultSafeIntegers(true);
   }
 
   async queryRaw({ sql, args }) {
-    return this.patiently(() => {
-      const statement = this.database.prepare(sql);
+    return this.patiently(sql, (statement) => {
       const rows = statement.raw().all(...args.map(toSqlite));
       const columns = statement.columns();
       const columnTypes = columns.map(({ type }, index) => DECLARED[type?.toUpperCase()] ?? typeOf(rows, index));
@@ -40,31 +46,42 @@ class SqliteConnection {
   }
 
   async executeRaw({ sql, args }) {
-    return this.patiently(() => {
-      const statement = this.database.prepare(sql);
+    return this.patiently(sql, (statement) => {
       if (statement.reader) return statement.raw().all(...args.map(toSqlite)).length;
       return Number(statement.run(...args.map(toSqlite)).changes);
     });
   }
 
   // SQLite would wait in this process's one thread, and so for a transaction that this process itself must end.
-  async patiently(work) {
+  async patiently(sql, run) {
     const deadline = Date.now() + PATIENCE;
-    for (;;) {
+    let statement;
+    for (let pause = 1; ; pause = Math.min(2 * pause, LONGEST_PAUSE)) {
       try {
-        return ok(work());
+        statement ??= this.database.prepare(sql);
+        return ok(run(statement));
       } catch (error) {
         if (typeof error.rawCode !== "number") throw error;
-        if (!BUSY.has(error.rawCode) || Date.now() > deadline) {
+        const isBusy = BUSY.has(error.rawCode);
+        if (!isBusy || Date.now() > deadline) {
+          if (LOCKED.has(error.rawCode & 255)) this.abandon();
           return err({ kind: "Sqlite", extendedCode: error.rawCode, message: error.message });
         }
       }
-      await sleep(PAUSE);
+      await sleep(pause);
     }
   }
 
+  // A statement that met a lock goes on being under way, as libsql resets it only when it is run again; with it the
+  // connection would stay in its old snapshot. In a transaction the engine's ROLLBACK ends it.
+  abandon() {
+    if (this.inTransaction) return;
+    this.database.close();
+    this.open();
+  }
+
   async startTransaction() {
-    return ok(new SqliteConnection(this.path));
+    return ok(new SqliteConnection(this.path, true));
   }
 
   async commit() {

@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -193,6 +194,8 @@ def serve_prisma() -> Iterator[str]:
     """
     engine_environment()
     with tempfile.TemporaryDirectory(prefix="saga-bus-prisma-") as folder:
+        with contextlib.closing(sqlite3.connect(f"{folder}/sagas.db")) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")  # which stays; Prisma itself never sets it
         yield f"file:{Path(folder).as_posix()}/sagas.db"
 
 

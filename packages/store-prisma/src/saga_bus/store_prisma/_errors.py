@@ -96,6 +96,7 @@ _BY_DATABASE: dict[str, _Meaning] = {
     "42501": (SagaStoreError, "the user lacks a right"),
     "42": _MISFIT,
     "5": (StoreUnavailableError, "the database is locked: nothing was written"),
+    "6": (StoreUnavailableError, "the database is locked: nothing was written"),
     "261": (StoreUnavailableError, "the database is locked: nothing was written"),
     "517": (StoreUnavailableError, "somebody else wrote meanwhile: nothing was written"),
     "1205": (StoreUnavailableError, "the lock timeout passed: nothing was written"),
@@ -106,7 +107,7 @@ _ENGINE_CODE = re.compile(r'"error_code":\s*"(P\d{4})"')
 _RAW = "P2010"  # a statement that was sent as it is; the database's code is beside it
 
 # SQLite's, of a lock that was not to be had: unlike a server's, it leaves nothing unknown.
-_BUSY = re.compile(r"database is locked|Operations timed out")
+_BUSY = re.compile(r"database is locked|Operations timed out|Timed out during query execution")
 
 
 def code_of(error: BaseException) -> str:
@@ -167,6 +168,8 @@ def _meaning(error: BaseException) -> _Meaning:
     for length in lengths:
         if database_code[:length] in _BY_DATABASE:
             return _BY_DATABASE[database_code[:length]]
+    if _BUSY.search(str(error)):
+        return (StoreUnavailableError, "the database is locked: nothing was written")
     if code or any(each.__name__ == "DataError" for each in type(error).__mro__):
         return (SagaStoreError, f"the database refused{f', {code}' if code else ''}")
     # Neither the client nor the engine has a word for it, such as an answer that is no JSON.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
-from saga_bus.store import SchemaError, StoreUnavailableError
+from saga_bus.store import SchemaError
 from saga_bus.store.identifiers import QuoteStyle, derived_identifier, quote_identifier
 from saga_bus.store_prisma._client import PrismaClient, raw
 from saga_bus.store_prisma._model import (
@@ -51,12 +51,12 @@ CREATE TABLE IF NOT EXISTS saga_bus_schema (
 )"""
 _SQLITE_RECORD = "INSERT INTO saga_bus_schema (table_name, version) VALUES ({table}, 1)"
 _SQLITE_HAS_VERSIONS = "SELECT count(*) AS number FROM sqlite_master WHERE name = 'saga_bus_schema'"
+_SQLITE_KNOWN = "SELECT version FROM saga_bus_schema WHERE table_name = ?"
 _SQLITE_FORGET = "DELETE FROM saga_bus_schema WHERE table_name = {table}"
 
 # Any number, as long as all processes take the same: they create tables one after the other.
 _TAKE_LOCK = "SELECT pg_advisory_xact_lock(6008203951407370034)::text AS taken"
 
-_ATTEMPTS = 10
 _MAX_WAIT = timedelta(seconds=20)
 _TIMEOUT = timedelta(seconds=60)
 
@@ -87,32 +87,47 @@ async def create(prisma: PrismaClient, model: Model) -> None:
         SchemaError: The model does not fit, or there is another table of that name.
     """
     _refuse_misfit(model)
-    statements = _statements(model.provider, model.table, model.schema)
-    if model.provider in ("mysql", "sqlserver"):  # one statement, which does nothing where the table is
+    if model.provider == "postgresql":
+        await called(_create_in_turn(prisma, model), writing=True)
+    elif model.provider == "sqlite":
+        await _create_on_sqlite(prisma, model)
+    else:
         if not await _columns(prisma, model):
-            for statement in statements:
-                await called(prisma.execute_raw(raw(statement)), writing=True)
+            for statement in _statements(model.provider, model.table, model.schema):
+                await _execute(prisma, statement)  # one, which does nothing where the table is
         await check(prisma, model)
-        return
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            await called(_create_once(prisma, model, statements), writing=True)
-        except StoreUnavailableError:  # SQLite has no lock to take: somebody else may create just now
-            if attempt == _ATTEMPTS:
-                raise
-        else:
-            return
 
 
-async def _create_once(prisma: PrismaClient, model: Model, statements: list[str]) -> None:
+async def _create_in_turn(prisma: PrismaClient, model: Model) -> None:
     async with prisma.tx(max_wait=_MAX_WAIT, timeout=_TIMEOUT) as transaction:
-        if model.provider == "postgresql":
-            await transaction.query_raw(_TAKE_LOCK)
+        await transaction.query_raw(_TAKE_LOCK)
         if await _columns(transaction, model):
             await check(transaction, model)
             return
-        for statement in statements:
+        for statement in _statements(model.provider, model.table, model.schema):
             await transaction.execute_raw(statement)
+
+
+async def _create_on_sqlite(prisma: PrismaClient, model: Model) -> None:
+    """Statement by statement: transactions of SQLite that read first and then write cannot wait for one another."""
+    known = int((await _rows(prisma, _SQLITE_HAS_VERSIONS))[0]["number"]) and await _rows(
+        prisma, _SQLITE_KNOWN, model.table
+    )
+    if not known and await _columns(prisma, model):  # made by somebody else, Prisma Migrate perhaps
+        await check(prisma, model)
+        return
+    table, *indexes, versions, record = _statements(model.provider, model.table, model.schema)
+    # The record goes first, so that what was interrupted is known for ours, and is finished by the next call.
+    for statement in (versions, record, table, *indexes):
+        await _execute(prisma, _idempotent(statement))
+    await check(prisma, model)
+
+
+def _idempotent(statement: str) -> str:
+    for start in ("CREATE TABLE", "CREATE INDEX"):
+        if statement.startswith(start) and not statement.startswith(f"{start} IF NOT EXISTS"):
+            return statement.replace(start, f"{start} IF NOT EXISTS", 1)
+    return statement.replace("INSERT", "INSERT OR IGNORE", 1) if statement.startswith("INSERT") else statement
 
 
 async def check(prisma: PrismaClient, model: Model) -> None:
