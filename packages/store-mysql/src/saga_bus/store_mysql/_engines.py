@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from saga_bus.store import Coalescer, SagaRow, StoreUnavailableError, UnsupportedOperationError
+from saga_bus.store import Activity, Coalescer, SagaRow, StoreUnavailableError, UnsupportedOperationError
 from saga_bus.store_mysql._driver import Session, check_charset
 from saga_bus.store_mysql._errors import MySQLError, ends_transaction, lost_a_race, translated
 from saga_bus.store_mysql._groups import ALONE, get_group, insert_group, update_group
@@ -64,7 +64,9 @@ class Engine(Protocol):
 class PooledEngine:
     """Connections of a pool, in autocommit mode.
 
-    A lone call is a plain statement. Calls of one kind that arrive while one is in flight leave together.
+    A lone call is a plain statement. Calls of one kind that arrive while one is in flight leave together. A write that
+    runs alone may wait for somebody else's lock; a group never does, and gives back what is in anybody's way to run
+    alone. So a saga that is locked holds up no other one.
 
     Args:
         pool: The pool.
@@ -74,8 +76,13 @@ class PooledEngine:
     def __init__(self, pool: Pool, place: Place) -> None:
         self._pool = pool
         self._operations = operations = Operations(place, commits=True)
-        self._inserts = _WriteLane(partial(self._group, insert_group), self._insert_alone)
-        self._updates = _WriteLane(partial(self._group, update_group), self._update_alone)
+        activity = Activity()
+        self._inserts: Coalescer[tuple[SagaRow, str], Any] = Coalescer(
+            partial(self._group, insert_group), key=_key_of, alone=self._insert_alone, activity=activity
+        )
+        self._updates: Coalescer[tuple[SagaRow, int], Any] = Coalescer(
+            partial(self._group, update_group), key=_key_of, alone=self._update_alone, activity=activity
+        )
         self._by_id: Coalescer[tuple[str, str], bytes | None] = Coalescer(
             partial(self._gets, operations.get_by_id, operations.sql.select_group_by_id)
         )
@@ -89,10 +96,12 @@ class PooledEngine:
         return self._operations.max_packet
 
     async def insert(self, row: SagaRow, correlation_id: str) -> None:
-        await self._inserts.call(row, correlation_id)
+        if await self._inserts.call((row, correlation_id)) is ALONE:
+            await self._insert_alone((row, correlation_id))
 
     async def update(self, row: SagaRow, expected_version: int) -> None:
-        await self._updates.call(row, expected_version)
+        if await self._updates.call((row, expected_version)) is ALONE:
+            await self._update_alone((row, expected_version))
 
     async def delete(self, saga_name: str, saga_id: str, expected_version: int | None) -> None:
         await self._write(partial(self._operations.delete, saga_name, saga_id, expected_version))
@@ -133,11 +142,11 @@ class PooledEngine:
         finally:
             await self._pool.release(session)
 
-    async def _insert_alone(self, row: SagaRow, correlation_id: str) -> None:
-        await self._write(partial(self._operations.insert, row, correlation_id))
+    async def _insert_alone(self, item: tuple[SagaRow, str]) -> None:
+        await self._write(partial(self._operations.insert, *item))
 
-    async def _update_alone(self, row: SagaRow, expected_version: int) -> None:
-        await self._write(partial(self._operations.update, row, expected_version))
+    async def _update_alone(self, item: tuple[SagaRow, int]) -> None:
+        await self._write(partial(self._operations.update, *item))
 
     async def _write(self, write: Work[None]) -> None:
         for left in reversed(range(_TRIES)):
@@ -159,46 +168,6 @@ class PooledEngine:
             yield session
         finally:
             await self._pool.release(session)
-
-
-class _WriteLane:
-    """Writes of one kind: a lone one runs alone, others in groups beside it.
-
-    A write that runs alone may wait for somebody else's lock; a group never does, and gives back what is in
-    anybody's way to run alone. So a saga that is locked holds up no other one.
-
-    Args:
-        together: Runs a group, as `Coalescer` wants it.
-        alone: Runs one write.
-    """
-
-    def __init__(
-        self,
-        together: Callable[[Sequence[tuple[SagaRow, Any]]], Awaitable[list[Any]]],
-        alone: Callable[[SagaRow, Any], Awaitable[None]],
-    ) -> None:
-        self._coalescer: Coalescer[tuple[SagaRow, Any], Any] = Coalescer(together, key=_key_of)
-        self._alone = alone
-        self._in_hand = 0
-
-    async def call(self, row: SagaRow, argument: Any) -> None:
-        """Run one write.
-
-        Args:
-            row: The row.
-            argument: What else there is to it.
-        """
-        self._in_hand += 1
-        try:
-            if self._in_hand > 1 and await self._coalescer.call((row, argument)) is not ALONE:
-                return
-            await self._alone(row, argument)
-        finally:
-            self._in_hand -= 1
-
-    async def join(self) -> None:
-        """Wait until no group is in flight."""
-        await self._coalescer.join()
 
 
 class BoundEngine:
