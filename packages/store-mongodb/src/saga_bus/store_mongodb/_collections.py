@@ -50,9 +50,8 @@ def owned_client(location: Location) -> Client:
     """
     given = location.options
     # timeoutMS is for the whole operation, and takes the place of both.
-    own = (
-        {} if "timeoutms" in given else {name: value for name, value in _TIMEOUTS.items() if name.lower() not in given}
-    )
+    own: dict[str, Any] = {} if "timeoutms" in given else _TIMEOUTS
+    own = {name: value for name, value in own.items() if name.lower() not in given}
     with driver_errors(writing=False):
         return AsyncMongoClient(location.url, **own)
 

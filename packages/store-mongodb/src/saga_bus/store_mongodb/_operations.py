@@ -8,10 +8,16 @@ from typing import Any, Literal, TypeVar
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import DuplicateKeyError, WriteError
 
-from saga_bus.store import ConcurrencyError, DuplicateSagaError, StoreUnavailableError, version_conflict
+from saga_bus.store import (
+    ConcurrencyError,
+    DuplicateSagaError,
+    SagaStoreError,
+    StoreUnavailableError,
+    version_conflict,
+)
 from saga_bus.store_mongodb._collections import Collections
 from saga_bus.store_mongodb._documents import Insert, Update, correlation_filter, json_of, key_of
-from saga_bus.store_mongodb._errors import driver_errors
+from saga_bus.store_mongodb._errors import driver_errors, translated
 
 __all__ = ["Key", "Operations", "conflict_of_insert", "conflict_of_write", "retried"]
 
@@ -66,10 +72,11 @@ class Operations:
             try:
                 await self._collections.sagas.insert_one(item.document, session=self._session)
             except DuplicateKeyError as error:
-                conflict = conflict_of_insert(item, error, id_taken=await self._is_there(item.document["_id"]))
-                if conflict is None:
-                    raise
-                raise conflict from error
+                refused = error
+            else:
+                return
+        conflict = conflict_of_insert(item, refused, id_taken=await self._is_there(item.document["_id"]))
+        raise conflict or translated(refused, writing=False) from refused
 
     async def refuse_taken(self, item: Insert) -> None:
         """Refuse an insert whose keys are taken before it is tried: trying would end the transaction.
@@ -148,7 +155,11 @@ class Operations:
     async def _is_there(self, key: str) -> bool:
         if self._session is not None:  # the error has ended the transaction
             return False
-        return await self._collections.latest.find_one({"_id": key}, _ID) is not None
+        try:
+            with driver_errors(writing=False):
+                return await self._collections.latest.find_one({"_id": key}, _ID) is not None
+        except SagaStoreError:  # then the server's own word has to do
+            return False
 
 
 def conflict_of_write(saga_name: str, saga_id: str, expected: int, found: int | None) -> ConcurrencyError | None:
