@@ -77,6 +77,11 @@ class PrivatePostgres:
         """The file that says who may come in, read when the server starts."""
         return self._data / "pg_hba.conf"
 
+    @property
+    def log_file(self) -> Path:
+        """What the server says, and with ``log_statement`` what it is asked."""
+        return self._folder / "log"
+
     def start(self) -> None:
         """Start the server and wait until it takes connections.
 
@@ -92,7 +97,7 @@ class PrivatePostgres:
         options = [option for name, value in settings.items() for option in ("-c", f"{name}={value}")]
         deadline = time.monotonic() + _START_TIMEOUT
         while time.monotonic() < deadline:
-            with (self._folder / "log").open("ab") as log:
+            with self.log_file.open("ab") as log:
                 self._process = subprocess.Popen(
                     [str(self._binaries / "postgres"), "-D", str(self._data), *options],
                     stdout=log,
@@ -105,7 +110,7 @@ class PrivatePostgres:
                     return
                 time.sleep(_POLL)
             time.sleep(_POLL)
-        log_tail = (self._folder / "log").read_text(encoding="utf-8", errors="replace")[-2000:]
+        log_tail = self.log_file.read_text(encoding="utf-8", errors="replace")[-2000:]
         raise UnavailableError(f"PostgreSQL did not start:\n{log_tail}")
 
     def stop(self) -> None:
