@@ -62,7 +62,7 @@ def private_postgres(databases):
     databases.url("prisma")
     databases.url("postgres")
     try:
-        server = PrivatePostgres({"fsync": "off", "full_page_writes": "off"})
+        server = PrivatePostgres({"fsync": "off", "full_page_writes": "off", "log_statement": "all"})
     except UnavailableError as error:
         pytest.skip(str(error))
     try:
