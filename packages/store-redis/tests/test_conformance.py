@@ -49,6 +49,7 @@ class TestGivenClientThatDecodes(SagaStoreConformance):
     """A given client that makes texts of replies and sends commands again, few connections, and small states only."""
 
     secrets = ("s3cret-kit-password",)
+    test_processes_share_the_sagas = None  # slow, and about the server, which is TestUrl's
 
     @pytest.fixture(autouse=True)
     def on_database(self, url, admin):
@@ -97,6 +98,8 @@ def valkey_url():
 
 
 class TestValkey(SagaStoreConformance):
+    test_processes_share_the_sagas = None  # slow, and about the store, which is TestUrl's
+
     @pytest.fixture(autouse=True)
     def on_valkey(self, valkey_url):
         self.url = valkey_url

@@ -79,7 +79,7 @@ def test_the_usual_update_and_the_general_one_write_the_same(url, prefix, admin)
 
 
 WRITES = {
-    "insert": {"exists", "get", "zadd", "set"},
+    "insert": {"exists", "zadd", "set"},
     "update": {"getrange", "zadd", "zrem", "set"},
     "complete": {"getrange", "exists", "zadd", "zrem", "pexpireat", "set"},
     "reopen": {"getrange", "exists", "zadd", "zrem", "persist", "set"},

@@ -36,7 +36,6 @@ _IN_FLIGHT = 2  # while the server works on one group, the next one is packed
 _MOST = 128
 _BYTES = 4 * 1024 * 1024  # one script runs at a time: a larger one would hold up everybody
 _GONE, _DANGLING = -1, -2
-_DONE = msgspec.msgpack.encode([True])
 _LAYOUT = b"%d" % LAYOUT
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -133,7 +132,12 @@ class Groups:
             self._read, max_size=_MOST, max_in_flight=_IN_FLIGHT, alone=self._read_alone, activity=activity
         )
         self._writes: Coalescer[_Write, Outcome] = Coalescer(
-            self._write, key=_key, max_size=_MOST, max_in_flight=_IN_FLIGHT, activity=activity
+            self._write,
+            key=_key,
+            max_size=_MOST,
+            max_in_flight=_IN_FLIGHT,
+            alone=self._write_alone,
+            activity=activity,
         )
 
     async def close(self) -> None:
@@ -321,6 +325,26 @@ class Groups:
     async def _write(self, items: Sequence[_Write]) -> Sequence[Outcome | BaseException]:
         return await self._in_parts(items, self._write_part)
 
+    async def _write_alone(self, item: _Write) -> Outcome:
+        index, states, pointers = item.keys
+        keys = [index, states + item.saga_id.encode()]
+        if item.correlation_id is not None:
+            keys.append(pointers + item.correlation_id.encode())
+        fields = (item.operation, item.saga_id, item.expected, item.version, *item.fields, item.correlation_id or "")
+        reply, *waited = await run_script(
+            self._route,
+            WRITE,
+            keys,
+            *(b"", self._ttl, _LAYOUT, item.document),
+            *[field.encode() for field in fields],
+            then=self._replication.commands(),
+        )
+        # 1 is a usual write, done.
+        (outcome,) = self._judged([True] if reply == 1 else _decode(reply), waited)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
     async def _write_part(self, items: Sequence[_Write]) -> Sequence[Outcome | BaseException]:
         places: dict[bytes, int] = {}
         packed = []
@@ -350,12 +374,13 @@ class Groups:
             self._ttl,
             _LAYOUT,
             *(item.document for item in items),
-            *_plain_fields(items),
             then=self._replication.commands(),
         )
-        if reply == 1:  # the usual update
-            reply = _DONE
-        outcomes: list[Outcome | BaseException] = list(_decode(reply))
+        return self._judged(_decode(reply), waited)
+
+    def _judged(self, found: list[Outcome], waited: Sequence[Any]) -> list[Outcome | BaseException]:
+        """The outcomes of a script, once the replicas have been waited for."""
+        outcomes: list[Outcome | BaseException] = list(found)
         shortage = self._replication.shortage(waited)
         for place, outcome in enumerate(outcomes):
             match outcome:
@@ -386,14 +411,6 @@ class Groups:
 
 def _key(item: _Write) -> tuple[bytes, str]:
     return item.keys.index_key, item.saga_id
-
-
-def _plain_fields(items: Sequence[_Write]) -> list[bytes]:
-    """What the script wants to know beside the packed items of an update that is alone."""
-    if len(items) > 1 or items[0].operation != "update":
-        return []
-    (item,) = items
-    return [field.encode() for field in (item.saga_id, item.expected, item.version, *item.fields)]
 
 
 def _document(value: bytes | None, item: _Read) -> bytes | None:

@@ -38,7 +38,7 @@ class Script:
         return [b"EVAL", self.source, *command[2:]]
 
 
-WRITE = Script("usual_update", "library", "write")
+WRITE = Script("usual", "library", "write")
 READ = Script("read")
 FIND = Script("library", "find")
 COUNT = Script("library", "count")

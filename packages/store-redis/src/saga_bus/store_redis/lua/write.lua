@@ -1,5 +1,5 @@
 -- Runs a group of writes, each whole or not at all, and packs their outcomes.
--- KEYS: the keys of all items. ARGV: the items, how long completed sagas live (milliseconds or nothing), the layout,
+-- KEYS: the keys of all items. ARGV: the items (operation, places of its keys, and fields; packed), how long completed sagas live (milliseconds or nothing), the layout,
 -- and the document of each item.
 -- An outcome is true, or a list of what is in the way.
 local ttl, layout = ARGV[2], ARGV[3]
@@ -171,7 +171,12 @@ function operations.purge(item)
 end
 
 local outcomes, failure, written = {}, nil, false
-local items, swept = cmsgpack.unpack(ARGV[1]), {}
+local items, swept = nil, {}
+if ARGV[1] == '' then -- one item, with plain fields
+  items = {{ARGV[5], 1, 2, KEYS[3] and 3 or 0, unpack(ARGV, 6, 13)}}
+else
+  items = cmsgpack.unpack(ARGV[1])
+end
 for place, item in ipairs(items) do
   undo = {}
   local fine, outcome = pcall(operations[item[1]], item, ARGV[place + 3])
