@@ -99,36 +99,44 @@ def test_a_cancelled_caller_leaves_its_request_to_end_and_takes_back_what_was_no
 def test_closing_waits_for_what_was_sent(place, run, recorder):
     async def check():
         async with place.opened() as store:
-            pass
+            await place.insert(store, "first")
         store = place.store()
-        await place.insert(store, "a")
+        await place.insert(store, "second")
         release = threading.Event()
 
         def slow(method, request):
             release.wait(30)
             return method(**request)
 
-        recorder(store).instead["update_item"] = [slow]
-        update = asyncio.ensure_future(store.update(place.name, place.state("a", version=1), 0))
+        recorder(store).instead["transact_write_items"] = [slow]
+        insert = asyncio.ensure_future(store.insert(place.name, "order-a", place.state("a")))
         await asyncio.sleep(0.01)
         closing = asyncio.ensure_future(store.close())
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
         assert not closing.done()
         release.set()
         await closing
-        assert await update is None
+        assert await insert is None
         with pytest.raises(StoreClosedError):
             await store.get_by_id(place.name, "a")
 
     run(check())
 
 
-def test_a_given_client_is_left_open_and_a_given_session_makes_its_own(place, run):
+def test_a_client_of_ones_own_is_closed_and_a_given_one_is_not(place, run, monkeypatch):
     async def check():
+        closed = []
         with place.client() as client:
+            monkeypatch.setattr(client, "close", lambda: closed.append("given"))
             async with place.opened(client=client) as store:
                 await place.insert(store, "a")
-            assert client.get_item(TableName=place.table, Key={"pk": {"S": "x"}})["ResponseMetadata"]
+            assert closed == []
+            monkeypatch.undo()
+        async with place.store() as store:
+            own = store._driver._client
+            close = own.close
+            monkeypatch.setattr(own, "close", lambda: closed.append("own") or close())
+        assert closed == ["own"]
 
     run(check())
 

@@ -2,7 +2,9 @@
 
 import asyncio
 
+import boto3
 import pytest
+from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError, EndpointConnectionError, ReadTimeoutError
 
 from saga_bus.store import (
@@ -194,6 +196,39 @@ def test_an_update_that_somebody_overtook(place, run, recorder):
     run(check())
 
 
+def test_a_given_client_that_tries_again_by_itself_may_hide_a_lost_try(place, run, recorder):
+    unsent = EndpointConnectionError(endpoint_url="http://x")
+
+    def throttled(retries):
+        return refused("ThrottlingException", ResponseMetadata={"RetryAttempts": retries})
+
+    async def outcome(retries, error):
+        client = boto3.client(
+            "dynamodb",
+            region_name="eu-west-1",
+            endpoint_url=place.endpoint,
+            aws_access_key_id="local",
+            aws_secret_access_key="local",
+            config=Config(retries=retries),
+        )
+        async with place.opened(client=client, attempts=1) as store:
+            recorder(store).instead["update_item"] = [raising(error)]
+            with pytest.raises(StoreUnavailableError) as caught:
+                await store.update(place.name, place.state("a", version=1), 0)
+        client.close()
+        return type(caught.value)
+
+    async def check():
+        for retries in (None, {"total_max_attempts": 3}, {"max_attempts": 2, "mode": "standard"}):
+            assert await outcome(retries, unsent) is OutcomeUnknownError
+            assert await outcome(retries, throttled(1)) is OutcomeUnknownError
+            assert await outcome(retries, throttled(0)) is StoreUnavailableError
+        for error in (unsent, throttled(0)):
+            assert await outcome({"total_max_attempts": 1}, error) is StoreUnavailableError
+
+    run(check())
+
+
 def test_a_delete_whose_answer_was_lost(place, run, recorder):
     async def check():
         async with place.opened() as store:
@@ -224,6 +259,27 @@ def test_a_delete_of_a_saga_that_changes_meanwhile(place, run, recorder):
             recorded.instead["transact_write_items"] = [between]
             await store.delete(place.name, "a")
             assert not [key for key in place.items() if not key.startswith("N#")]  # nothing half deleted
+
+    run(check())
+
+
+def test_a_saga_that_gets_another_correlation_id_between_the_two_reads(place, run, recorder):
+    async def check():
+        async with place.opened() as store, place.store() as other:
+            await place.insert(store, "a")
+            loop = asyncio.get_running_loop()
+
+            async def another_life():
+                await other.delete(place.name, "a")
+                await other.insert(place.name, "another", place.state("a"))
+
+            def afterwards(method, request):
+                asyncio.run_coroutine_threadsafe(another_life(), loop).result(30)
+                return method(**request)
+
+            recorder(store).instead["get_item"] = [None, afterwards]
+            assert await store.get_by_correlation_id(place.name, "order-a") is None
+            assert (await store.get_by_correlation_id(place.name, "another")).metadata.saga_id == "a"
 
     run(check())
 
