@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import msgspec
@@ -13,6 +14,7 @@ from bus_helpers import Start, State, Step
 from saga_bus.core import (
     ConfigurationError,
     InMemoryTransport,
+    Intervals,
     MessageContext,
     RetryPolicy,
     SagaContext,
@@ -239,10 +241,28 @@ def test_an_option_that_cannot_work_is_refused(options: dict[str, Any]) -> None:
         SagaDefinition(**{"name": "Saga", "state_type": State, **options})
 
 
-@pytest.mark.parametrize("options", [{"attempts": 0}, {"conflicts": -1}, {"unavailable": 1.5}, {"attempts": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attempts": 0},
+        {"conflicts": -1},
+        {"unavailable": 1.5},
+        {"attempts": True},
+        {"first_pause": 1},
+        {"longest_pause": None},
+        {"first_pause": timedelta(seconds=-1)},
+        {"first_pause": timedelta(seconds=2), "longest_pause": timedelta(seconds=1)},
+    ],
+)
 def test_a_policy_that_cannot_work_is_refused(options: Any) -> None:
     with pytest.raises(ConfigurationError):
         RetryPolicy(**options)
+
+
+@pytest.mark.parametrize("options", [{"timers": timedelta(0)}, {"confirm": 1}, {"grace": timedelta(seconds=-1)}])
+def test_intervals_that_cannot_work_are_refused(options: Any) -> None:
+    with pytest.raises(ConfigurationError):
+        Intervals(**options)
 
 
 def test_a_saga_that_can_never_begin_is_refused() -> None:

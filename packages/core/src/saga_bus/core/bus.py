@@ -22,7 +22,8 @@ from saga_bus.core.configuration import (
     register_type,
 )
 from saga_bus.core.definition import SagaDefinition
-from saga_bus.core.errors import BusStoppedError, ConfigurationError, SagaBusError
+from saga_bus.core.errors import BusStoppedError, ConfigurationError
+from saga_bus.core.groups import for_each
 from saga_bus.core.handling import Middleware
 from saga_bus.core.outbox import Outbox
 from saga_bus.core.outgoing import Outgoing, check_delay, check_endpoint, check_headers
@@ -32,7 +33,6 @@ from saga_bus.core.transport import Transport
 from saga_bus.core.worker import SagaWorker
 from saga_bus.store import (
     SagaStore,
-    SagaStoreError,
     StoreUnavailableError,
     capabilities_of,
     new_saga_id,
@@ -233,8 +233,11 @@ class Bus:
                 await self._transport.listen(
                     worker.endpoint, worker.message_names, worker.receive, concurrency=concurrency
                 )
-        except BaseException:
-            await self.stop(timedelta(0))
+        except BaseException as error:
+            try:
+                await self.stop(timedelta(0))
+            except Exception as second:  # noqa: BLE001 - the first error is the one to raise
+                error.add_note(f"and stopping failed: {type(second).__name__}: {second}")
             raise
         every = self._intervals
         for function, interval in (
@@ -397,8 +400,9 @@ class Bus:
             TransportError: The transport failed.
         """
         chosen = self._intervals.grace if grace is None else grace
-        sent = await _each([partial(worker.outbox.recover, chosen) for worker, _ in self._workers])
-        self._counts["recovered"] += sent
+        sent = await for_each([worker.outbox for worker, _ in self._workers], lambda outbox: outbox.recover(chosen))
+        if sent:
+            self._counts["recovered"] += sent
         return sent
 
     async def deliver_due(self, due_before: datetime | None = None) -> int:
@@ -420,12 +424,11 @@ class Bus:
             await asyncio.gather(*(timeouts.settle() for timeouts in self._timeouts))
 
     async def _begin_due(self, moment: datetime) -> int:
-        return await _each(
-            [
-                *(partial(schedules.send_due, self._send_due, moment) for schedules in self._schedules.values()),
-                *(partial(timeouts.fire_due, moment) for timeouts in self._timeouts),
-            ]
-        )
+        sources = [
+            *(partial(schedules.send_due, self._send_due, moment) for schedules in self._schedules.values()),
+            *(partial(timeouts.fire_due, moment) for timeouts in self._timeouts),
+        ]
+        return await for_each(sources, lambda source: source(), at_once=len(sources) or 1)
 
     async def confirm(self) -> int:
         """Clear from the stores what was sent and is not cleared yet; run at an interval too.
@@ -433,7 +436,7 @@ class Bus:
         Returns:
             How many sagas were written.
         """
-        return sum([await worker.outbox.confirm(0) for worker, _ in self._workers])
+        return await for_each([worker.outbox for worker, _ in self._workers], lambda outbox: outbox.confirm(0))
 
     async def _send_due(self, outgoing: Outgoing) -> None:
         await self._send(outgoing, None)
@@ -449,19 +452,6 @@ class Bus:
     async def _confirm_quietly(self) -> None:
         for worker, _ in self._workers:
             await worker.outbox.confirm(self._intervals.confirm.total_seconds())
-
-
-async def _each(functions: Sequence[Callable[[], Awaitable[int]]]) -> int:
-    """Call all of them, also when one fails, which is raised at the end; the sum of what they return."""
-    total, failed = 0, None
-    for function in functions:
-        try:
-            total += await function()
-        except (SagaStoreError, SagaBusError) as error:
-            failed = failed or error
-    if failed is not None:
-        raise failed
-    return total
 
 
 async def _repeat(function: Callable[[], Awaitable[None]], seconds: float) -> None:

@@ -61,6 +61,12 @@ class Intervals:
     recover: timedelta = timedelta(seconds=30)
     grace: timedelta = timedelta(seconds=30)
 
+    def __post_init__(self) -> None:
+        for name in ("timers", "confirm", "recover", "grace"):
+            value = getattr(self, name)
+            if not isinstance(value, timedelta) or value <= timedelta(0):
+                raise ConfigurationError(f"Intervals.{name} must be a positive timedelta, not {value!r}")
+
 
 def check_registrations(registrations: Sequence[SagaRegistration], messages: Collection[type]) -> None:
     """Refuse sagas that cannot work together.

@@ -273,7 +273,9 @@ class SagaDefinition(Generic[StateT]):
 def _correlation_id(value: Any, source: str) -> str:
     if value.__class__ is not str:
         if isinstance(value, bool) or not isinstance(value, str | int | uuid.UUID):
-            raise CorrelationError(f"{source} gives no correlation id, but {value!r}: a str, an int or a UUID is one")
+            raise CorrelationError(
+                f"{source} gives no correlation id, but a {type(value).__name__}: a str, an int or a UUID is one"
+            )
         value = str(value)
     try:
         check_correlation_id(value)

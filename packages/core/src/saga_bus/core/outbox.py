@@ -8,7 +8,6 @@ later write took along is cleared when the saga has been quiet for a moment. So 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -18,6 +17,7 @@ from typing import Any
 import msgspec
 
 from saga_bus.core.errors import SagaBusError
+from saga_bus.core.groups import for_each
 from saga_bus.core.outgoing import Outgoing
 from saga_bus.store import ConcurrencyError, SagaFilter, SagaMetadata, SagaStoreError, capabilities_of, with_metadata
 
@@ -179,11 +179,7 @@ class Outbox:
                 break  # those that follow are younger
             if not record.turn.locked():
                 quiet.append(saga_id)
-        written = 0
-        for start in range(0, len(quiet), _AT_ONCE):
-            done = await asyncio.gather(*map(self._confirm_one, quiet[start : start + _AT_ONCE]))
-            written += sum(done)
-        return written
+        return await for_each(quiet, self._confirm_one, at_once=_AT_ONCE)
 
     async def recover(self, grace: timedelta) -> int:
         """Send what workers that are gone did not send, and confirm it.
@@ -205,8 +201,7 @@ class Outbox:
         search = SagaFilter(saga_name=self._saga_name, outbox_pending=True, updated_before=before, order="stalest")
         while True:
             page = await self._store.find(search, limit=_PAGE, cursor=cursor)
-            for record in page.items:
-                sent += await self._recover_one(record.state.metadata)
+            sent += await for_each([record.state.metadata for record in page.items], self._recover_one)
             cursor = page.cursor
             if cursor is None:
                 break
@@ -225,19 +220,25 @@ class Outbox:
         await self._confirm_one(metadata.saga_id)
         return sent
 
-    async def delete(self, metadata: SagaMetadata) -> None:
+    async def delete(self, metadata: SagaMetadata) -> bool:
         """Delete a saga that has ended, if all its messages are sent and nobody wrote it since.
 
         What stays is deleted by `confirm` or `recover`.
 
         Args:
             metadata: The metadata of the version that ended it.
+
+        Returns:
+            Whether it is deleted.
         """
         if self.kept(metadata):
-            return
-        with contextlib.suppress(ConcurrencyError):
+            return False
+        try:
             await self._store.delete(self._saga_name, metadata.saga_id, metadata.version)
-            self._sent.pop(metadata.saga_id, None)
+        except ConcurrencyError:
+            return False
+        self._sent.pop(metadata.saga_id, None)
+        return True
 
     # -- the parts ---------------------------------------------------------------------------------------
 
@@ -317,8 +318,7 @@ class Outbox:
         cursor = None
         while True:
             page = await self._store.find(search, limit=_PAGE, cursor=cursor)
-            for record in page.items:
-                await self.delete(record.state.metadata)
+            await for_each([record.state.metadata for record in page.items], self.delete)
             cursor = page.cursor
             if cursor is None:
                 return

@@ -54,6 +54,9 @@ class RetryPolicy:
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ConfigurationError(f"RetryPolicy.{name} must be an int of at least {least}, not {value!r}")
+        for name in ("first_pause", "longest_pause"):
+            if not isinstance(getattr(self, name), timedelta):
+                raise ConfigurationError(f"RetryPolicy.{name} must be a timedelta, not {getattr(self, name)!r}")
         if not timedelta(0) <= self.first_pause <= self.longest_pause:
             raise ConfigurationError("RetryPolicy: 0 <= first_pause <= longest_pause must hold")
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from saga_bus.core.configuration import register_type
 from saga_bus.core.errors import ConfigurationError, SagaBusError
+from saga_bus.core.groups import for_each
 from saga_bus.core.outgoing import Outgoing
 from saga_bus.store import (
     ConcurrencyError,
@@ -82,7 +84,7 @@ class Schedules:
             return
 
     async def send_due(self, send: Callable[[Outgoing], Awaitable[None]], due_before: datetime) -> int:
-        """Send what is due, in the order of the due times, and delete it.
+        """Send what is due, a group at a time in the order of the due times, and delete it.
 
         Args:
             send: Sends one message; returns when the broker has it.
@@ -101,8 +103,7 @@ class Schedules:
         search = SagaFilter(saga_name=self._saga_name, timeout_due_before=due_before)
         while True:
             page = await self._store.find(search, limit=_PAGE, cursor=cursor)
-            for record in page.items:
-                sent += await self._send(send, record.state)
+            sent += await for_each([record.state for record in page.items], partial(self._send, send))
             cursor = page.cursor
             if cursor is None:
                 return sent
