@@ -21,6 +21,7 @@ from saga_bus.store import (
 )
 from saga_bus.store_redis import RedisSagaStore
 from saga_bus.store_redis._errors import code_of, error_of_reply, translated
+from saga_bus.store_redis._servers import _ARGUMENTS
 
 REFUSED = [
     (exceptions.BusyLoadingError("Redis is loading the dataset in memory"), StoreUnavailableError),
@@ -240,7 +241,7 @@ def test_a_given_pool_that_is_used_up(server, prefix):
         client = Redis.from_url(server.url, max_connections=1)
         store = RedisSagaStore(client=client, prefix=prefix)
         await store.create_schema()
-        held = await client.connection_pool.get_connection()
+        held = await client.connection_pool.get_connection(*_ARGUMENTS)
         started = time.monotonic()
         with pytest.raises(StoreUnavailableError):
             await store.get_by_id(NAME, "a")

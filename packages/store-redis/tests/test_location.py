@@ -20,10 +20,10 @@ def test_a_server():
     assert (settings["host"], settings["port"], settings["db"]) == ("db.example", 6380, 3)
     assert (settings["username"], settings["password"], settings["client_name"]) == ("ada", "s@crt", "shop")
     assert settings["socket_connect_timeout"] == 3.0
-    assert settings["retry"].get_retries() == 0  # a write is never sent twice
+    assert settings["retry"]._retries == 0  # a write is never sent twice
     assert settings_of("redis://localhost")[1]["port"] == 6379
     assert settings_of("redis://[::1]:7000")[1]["host"] == "::1"
-    assert settings_of("redis://localhost/0?protocol=3")[1]["protocol"] == 3
+    assert int(settings_of("redis://localhost/0?protocol=3")[1]["protocol"]) == 3
 
 
 def test_tls_and_sockets():
@@ -58,7 +58,10 @@ def test_sentinels():
 def test_a_cluster():
     client = Location("rediss://ada:secret@127.0.0.1:7000,127.0.0.2?cluster=true").client(3.0)
     assert isinstance(client, RedisCluster)
-    assert [(node.host, node.port) for node in client.startup_nodes] == [("127.0.0.1", 7000), ("127.0.0.2", 6379)]
+    assert [(node.host, node.port) for node in client.nodes_manager.startup_nodes.values()] == [
+        ("127.0.0.1", 7000),
+        ("127.0.0.2", 6379),
+    ]
     settings = client.get_connection_kwargs()
     assert (settings["username"], settings["password"]) == ("ada", "secret")
     assert issubclass(settings["connection_class"], SSLConnection)

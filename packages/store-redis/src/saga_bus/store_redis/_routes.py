@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from redis.asyncio import Connection, ConnectionPool, Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AskError, MovedError, ResponseError
+from redis.exceptions import ResponseError
 
 from saga_bus.store import StoreUnavailableError
 from saga_bus.store_redis._errors import DRIVER_ERRORS, code_of, error_of_reply, translated
@@ -144,12 +144,13 @@ class ClusterRoute:
             # An error of the first command says that none was run: the others wait for it, or ask after it.
             if not isinstance(first, ResponseError) or loop.time() > deadline:
                 return replies
-            if isinstance(first, MovedError):
-                self._is_stale = True
-                server, asking = await self._server_of(key), False
-            elif isinstance(first, AskError):
-                server, asking = self._server_at(first.host, first.port), True
-            elif code_of(first) in _WAIT_AGAIN:
+            code = code_of(first)
+            if code == "ASK":
+                # "ASK 3999 127.0.0.1:6381", of which newer versions of redis-py have taken the first word.
+                host, _, port = str(first).rpartition(" ")[2].rpartition(":")
+                server, asking = self._server_at(host, port), True
+            elif code == "MOVED" or code in _WAIT_AGAIN:
+                self._is_stale = self._is_stale or code == "MOVED"
                 server, asking = await self._server_of(key), False
             else:
                 return replies
