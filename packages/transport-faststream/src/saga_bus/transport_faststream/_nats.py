@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections.abc import Collection
 from datetime import timedelta
+from weakref import WeakKeyDictionary
 
 from faststream.nats import NatsBroker
 from nats.aio.client import Client
@@ -37,9 +38,34 @@ _NAME_TAKEN = 10058  # the JetStream API's code for a stream that is there with 
 _PAUSE = 0.5  # seconds before asking a server again that failed
 
 
+class _Refusal:
+    """Notes that the server refused the user: while it connects, the client tells nobody else, and tries for ever."""
+
+    def __init__(self) -> None:
+        self.seen = asyncio.Event()
+
+    async def note(self, error: Exception) -> None:
+        _log.debug("NATS: %s", str(error))  # not the error, whose traceback holds the connection
+        if _is_refusal(error):
+            self.seen.set()
+
+
+_REFUSALS: WeakKeyDictionary[NatsBroker, _Refusal] = WeakKeyDictionary()
+
+
 def open_broker(url: str) -> NatsBroker:
     """FastStream's broker for a URL."""
-    return NatsBroker(url, logger=None, max_reconnect_attempts=-1, reconnect_time_wait=1, allow_reconnect=True)
+    refusal = _Refusal()
+    broker = NatsBroker(
+        url,
+        logger=None,
+        error_cb=refusal.note,
+        allow_reconnect=True,
+        max_reconnect_attempts=-1,
+        reconnect_time_wait=1,
+    )
+    _REFUSALS[broker] = refusal
+    return broker
 
 
 def open_link(broker: NatsBroker, options: Options, *, owned: bool) -> NatsLink:
@@ -74,12 +100,7 @@ class NatsLink:
 
     async def start(self) -> None:
         """Connect, and make the two streams."""
-        try:
-            self._client = await self._broker.connect()
-        except Error as error:
-            if "authorization" in str(error).lower():  # a plain Error, unlike after a reconnect
-                raise AuthorizationError from error
-            raise
+        self._client = await self._connected()
         prefix = self._options.prefix
         subjects = [f"{prefix}.event.>", f"{prefix}.send.>"]
         await self._make_stream(self._stream, subjects, RetentionPolicy.INTEREST)
@@ -145,6 +166,26 @@ class NatsLink:
         """
         prefix = self._options.prefix
         await self._confirmed(f"{prefix}.dead.{broker_name(endpoint)}", f"{prefix}-dead", body, headers)
+
+    async def _connected(self) -> Client:
+        connecting = asyncio.create_task(self._broker.connect())
+        refusal = _REFUSALS.get(self._broker, _Refusal())
+        refused = asyncio.create_task(refusal.seen.wait())
+        try:
+            await asyncio.wait((connecting, refused), return_when=asyncio.FIRST_COMPLETED)
+            if refused.done():
+                await asyncio.wait((connecting,), timeout=_PAUSE)  # it may still end by itself, and tidy up
+            if not connecting.done():
+                raise AuthorizationError
+            return await connecting
+        except Error as error:
+            if _is_refusal(error):  # a plain Error, too
+                raise AuthorizationError from error
+            raise
+        finally:
+            connecting.cancel()
+            refused.cancel()
+            await asyncio.gather(connecting, refused, return_exceptions=True)
 
     def _event(self, name: str) -> str:
         return f"{self._options.prefix}.event.{broker_name(name)}"
@@ -261,3 +302,7 @@ class _NatsParcel:
         """Give it back at once."""
         if not self._message.is_acked:
             await self._message.nak()
+
+
+def _is_refusal(error: Exception) -> bool:
+    return isinstance(error, AuthorizationError) or "authorization" in str(error).lower()
