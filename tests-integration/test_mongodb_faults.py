@@ -31,6 +31,7 @@ from saga_bus.store import (
     DuplicateSagaError,
     OutcomeUnknownError,
     SagaFilter,
+    SagaStoreError,
     StoreUnavailableError,
 )
 from saga_bus.store_mongodb import MongoSagaStore
@@ -41,8 +42,9 @@ CALLERS = 20
 
 @pytest.fixture(scope="module")
 def server():
-    """A server to be killed."""
+    """A server to be killed, or to fail on command."""
     private = private_server()
+    private.options = ("--enable-test-commands",)
     try:
         private.start()
         yield private
@@ -246,6 +248,88 @@ def test_refused_connections(server, pymongos_sockets):
                     except StoreUnavailableError:
                         continue
             assert found.metadata.version == 0
+
+    asyncio.run(run())
+
+
+@asynccontextmanager
+async def failing(server, times, **data):
+    """The server fails the next commands that ``data`` is about."""
+    async with client_of(server.url) as client:
+        fail = {"configureFailPoint": "failCommand"}
+        await client.admin.command({**fail, "mode": {"times": times} if times else "alwaysOn", "data": data})
+        try:
+            yield
+        finally:
+            await client.admin.command({**fail, "mode": "off"})
+
+
+NOT_REPLICATED = {"code": 64, "errmsg": "waiting for replication timed out", "errInfo": {"wtimeout": True}}
+
+
+def test_a_write_that_did_not_reach_the_majority_is_of_unknown_outcome(server):
+    async def run():
+        async with store_on(server.url) as store:
+            states = [OrderState() for _ in range(CALLERS)]
+            async with failing(server, 0, failCommands=["insert"], writeConcernError=NOT_REPLICATED):
+                with pytest.raises(OutcomeUnknownError, match="written, but"):
+                    await store.insert(SAGA, "order-0", states[0])
+                outcomes = await asyncio.gather(
+                    *(store.insert(SAGA, f"order-{n}", state) for n, state in enumerate(states)), return_exceptions=True
+                )
+                # The first one meets itself. Of the others, each may yet be rolled back.
+                assert type(outcomes[0]) is DuplicateSagaError
+                assert {type(outcome) for outcome in outcomes[1:]} == {OutcomeUnknownError}
+            assert await store.count(SagaFilter()) == CALLERS
+            await store.update(SAGA, follow(states[-1]), 0)
+            async with failing(server, 0, failCommands=["update"], writeConcernError=NOT_REPLICATED):
+                outcomes = await asyncio.gather(
+                    *(store.update(SAGA, follow(state), 0) for state in states), return_exceptions=True
+                )
+                assert {type(outcome) for outcome in outcomes[:-1]} == {OutcomeUnknownError}
+                assert type(outcomes[-1]) is ConcurrencyError  # which is certain, whatever else is not
+                assert outcomes[-1].actual_version == 1
+
+    asyncio.run(run())
+
+
+def test_a_primary_that_steps_down_is_waited_for(server):
+    async def run():
+        # A real step-down answers the monitor's heartbeat at once; here the next one has to be waited for.
+        async with store_on(server.url + "&heartbeatFrequencyMS=500") as store:
+            state = OrderState()
+            stepped_down = {"errorCode": 11602, "errorLabels": ["RetryableWriteError"]}
+            async with failing(server, 1, failCommands=["insert"], **stepped_down):
+                await store.insert(SAGA, "order-1", state)
+            async with failing(server, 1, failCommands=["find"], errorCode=11602):
+                assert await store.get_by_correlation_id(SAGA, "order-1") is not None
+            async with failing(server, 0, failCommands=["update"], **stepped_down):
+                with pytest.raises(OutcomeUnknownError):
+                    await store.update(SAGA, follow(state), 0)
+            async with failing(server, 0, failCommands=["find"], errorCode=11602):
+                with pytest.raises(StoreUnavailableError) as caught:
+                    await store.get_by_correlation_id(SAGA, "order-1")
+                assert type(caught.value) is StoreUnavailableError
+
+    asyncio.run(run())
+
+
+def test_a_conflict_stays_one_when_nobody_can_say_with_which_version(server):
+    async def run():
+        async with store_on(server.url) as store:
+            states = [OrderState() for _ in range(4)]
+            await asyncio.gather(*(store.insert(SAGA, f"order-{n}", state) for n, state in enumerate(states)))
+            await store.update(SAGA, follow(states[3]), 0)
+            async with failing(server, 0, failCommands=["find"], errorCode=8):
+                outcomes = await asyncio.gather(
+                    *(store.insert(SAGA, "order-0", OrderState()) for _ in range(3)), return_exceptions=True
+                )
+                assert [getattr(outcome, "conflict", outcome) for outcome in outcomes] == ["correlation_id"] * 3
+                outcomes = await asyncio.gather(
+                    *(store.update(SAGA, follow(state), 0) for state in states), return_exceptions=True
+                )
+                assert outcomes[:3] == [None] * 3
+                assert type(outcomes[3]) is SagaStoreError  # what was written stays written, and is told
 
     asyncio.run(run())
 

@@ -114,9 +114,9 @@ def test_a_single_server_is_warned_about(hello, warns):
 @pytest.mark.parametrize(
     ("chosen", "selection", "socket", "whole"),
     [
-        ("", 10, 60, None),
+        ("", 30, 60, None),
         ("&serverSelectionTimeoutMS=567", 0.567, 60, None),
-        ("&socketTimeoutMS=5000", 10, 5, None),
+        ("&socketTimeoutMS=5000", 30, 5, None),
         ("&timeoutMS=1234", 30, None, 1.234),
     ],
 )

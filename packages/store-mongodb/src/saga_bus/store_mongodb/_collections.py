@@ -19,8 +19,8 @@ __all__ = ["Client", "Collections", "check_acknowledged", "collections_of", "own
 
 Client = AsyncMongoClient[dict[str, Any]]
 
-# Without these, a server that is not there is waited for 30 seconds, and an answer that does not come for ever.
-_TIMEOUTS = {"serverSelectionTimeoutMS": 10_000, "socketTimeoutMS": 60_000}
+# Milliseconds; by default a connection that is open waits for its answer without end.
+_SOCKET_TIMEOUT = 60_000
 # Whatever the client's own ones are: the documents are the store's.
 _CODEC_OPTIONS: CodecOptions[dict[str, Any]] = CodecOptions(document_class=dict)
 
@@ -48,10 +48,9 @@ def owned_client(location: Location) -> Client:
     Raises:
         SagaStoreError: pymongo refuses one of its options.
     """
-    given = location.options
-    # timeoutMS is for the whole operation, and takes the place of both.
-    own: dict[str, Any] = {} if "timeoutms" in given else _TIMEOUTS
-    own = {name: value for name, value in own.items() if name.lower() not in given}
+    own: dict[str, Any] = {}
+    if not {"sockettimeoutms", "timeoutms"} & location.options.keys():
+        own["socketTimeoutMS"] = _SOCKET_TIMEOUT
     with driver_errors(writing=False):
         return AsyncMongoClient(location.url, **own)
 
