@@ -30,7 +30,7 @@ def check_handler(handler: Callable[..., Any], takes: Sequence[tuple[str, type]]
     if not inspect.iscoroutinefunction(function):
         raise ConfigurationError(f"{name} must be an async def function")
     try:
-        signature = inspect.signature(handler)
+        signature = _signature(handler)
         signature.bind(*(None for _ in takes))
     except TypeError as error:
         wanted = ", ".join(what for what, _ in takes)
@@ -53,6 +53,14 @@ def check_handler(handler: Callable[..., Any], takes: Sequence[tuple[str, type]]
         raise ConfigurationError(
             f"{name} must return None or a {returns.__qualname__}, and is annotated {_show(answer)}"
         )
+
+
+def _signature(handler: Callable[..., Any]) -> inspect.Signature:
+    if sys.version_info >= (3, 14):  # a name that only type checkers see must not matter here
+        from annotationlib import Format  # noqa: PLC0415
+
+        return inspect.signature(handler, annotation_format=Format.STRING)
+    return inspect.signature(handler)
 
 
 def raw_annotations(thing: Any) -> dict[str, Any]:
