@@ -7,12 +7,18 @@ import pytest
 from providers.prisma import PrismaEngine, generated_client, imported
 from run_conformance.prisma import PrismaPlaces, kit_schema
 from saga_bus.store.conformance import SagaStoreConformance
+from saga_bus.store.conformance.cases import stateful
 
 
 class OnPlaces(SagaStoreConformance):
     """A subclass sets ``places``."""
 
     places: PrismaPlaces
+
+    @pytest.fixture(autouse=True)
+    def fewer_random_scripts(self, monkeypatch):
+        """Each call goes over HTTP to another process: 50 take a minute. `hatch run conformance prisma` runs them all."""
+        monkeypatch.setattr(stateful, "EXAMPLES", 15)
 
     def hooks(self):
         return self.places.hooks()
