@@ -147,5 +147,6 @@ def test_moments_are_microseconds_and_absent_rather_than_null():
     assert document["created_at"] % 1_000_000 == 123457
     assert "archived_at" not in document
     update = Update.of(row_of(b"{}", archived_at=moment), 0)
+    assert set(update.where) == {"_id", "saga_name", "version"}
     assert update.changes["$unset"] == {"timeout_expires_at": ""}
     assert "archived_at" in update.changes["$set"]

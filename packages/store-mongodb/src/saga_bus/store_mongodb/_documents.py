@@ -131,7 +131,8 @@ class Update(NamedTuple):
         """
         set_, unset = _fields(row)
         changes = {"$set": set_, "$unset": dict.fromkeys(unset, "")} if unset else {"$set": set_}
-        where = {"_id": key_of(row.saga_name, row.saga_id), "version": expected_version}
+        # With the name, because an upsert in a sharded collection needs the shard key, which the name has to be.
+        where = {"_id": key_of(row.saga_name, row.saga_id), "saga_name": row.saga_name, "version": expected_version}
         return cls(row, expected_version, where, changes)
 
 
