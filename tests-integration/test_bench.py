@@ -30,7 +30,7 @@ def bench(*arguments):
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=120,
+        timeout=300,  # some stores have a server to start for each subject
         check=False,
     )
 

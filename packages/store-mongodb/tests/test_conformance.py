@@ -40,6 +40,7 @@ class TestGivenClientAndEverythingOdd(SagaStoreConformance):
     """A given client that reads other types, has two connections and another database by default; odd names."""
 
     secrets = ("s3cret-kit-name",)
+    test_stateful_behaves_like_the_model = None  # slow, and about the store, which is TestUrl's
 
     @pytest.fixture(autouse=True)
     def on_database(self, url):
