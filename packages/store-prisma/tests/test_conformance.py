@@ -17,7 +17,7 @@ class OnPlaces(SagaStoreConformance):
 
     @pytest.fixture(autouse=True)
     def fewer_random_scripts(self, monkeypatch):
-        """Each call goes over HTTP to another process: 50 take a minute. `hatch run conformance prisma` runs them all."""
+        """A call crosses processes, and 50 scripts take a minute; `hatch run conformance prisma` runs them all."""
         monkeypatch.setattr(stateful, "EXAMPLES", 15)
 
     def hooks(self):
