@@ -185,18 +185,18 @@ def test_a_purge_on_an_index_that_lags_behind(place, run, recorder):
 
     async def _purgeable(store, place):
         """Have the index's answers to a purge remembered, without deleting anything."""
-        real = store._operations.delete_both
+        real = store._writes.delete_both
         seen = []
 
         async def spare(key, *args):
             seen.append(key)
             return False
 
-        store._operations.delete_both = spare
+        store._writes.delete_both = spare
         for size in (3, 1000):
             seen.clear()
             await store._purge(place.name, LATER, size)
-        store._operations.delete_both = real
+        store._writes.delete_both = real
         return len(seen)
 
     run(check())

@@ -14,7 +14,6 @@ from saga_bus.store import CursorPosition, FoundRow, SagaFilter, SagaQuery
 from saga_bus.store_dynamodb._driver import Driver, all_of
 from saga_bus.store_dynamodb._items import Item, text
 from saga_bus.store_dynamodb._keys import NAMES_SLOT, edge, micros_of, slots_of, split_state_key
-from saga_bus.store_dynamodb._operations import Operations
 from saga_bus.store_dynamodb._plans import (
     ORDER_ATTRIBUTES,
     Plan,
@@ -24,6 +23,8 @@ from saga_bus.store_dynamodb._plans import (
     matches,
     purge_plan,
 )
+from saga_bus.store_dynamodb._reads import Reads
+from saga_bus.store_dynamodb._writes import Writes
 
 __all__ = ["Queries"]
 
@@ -120,13 +121,15 @@ class Queries:
     Args:
         driver: Makes the requests.
         table: The table's name.
-        operations: Fetches and deletes items.
+        reads: Fetches items.
+        writes: Deletes sagas.
     """
 
-    def __init__(self, driver: Driver, table: str, operations: Operations) -> None:
+    def __init__(self, driver: Driver, table: str, reads: Reads, writes: Writes) -> None:
         self._driver = driver
         self._table = table
-        self._operations = operations
+        self._reads = reads
+        self._writes = writes
 
     async def find(self, query: SagaQuery) -> list[FoundRow]:
         """Fetch the rows of one page."""
@@ -141,7 +144,7 @@ class Queries:
             taken = await entries.take(min(query.limit - len(rows), _MOST_ENTRIES))
             if not taken:
                 break
-            items = await self._operations.get_items([entry.key for entry in taken], f"{_SHOWN}, document")
+            items = await self._reads.get_items([entry.key for entry in taken], f"{_SHOWN}, document")
             for entry in taken:
                 item = items.get(entry.key)
                 # An item that has moved since is met again where it is now, or was met there already.
@@ -169,7 +172,7 @@ class Queries:
         while places and len(rows) < query.limit:
             some = min(query.limit - len(rows), _MOST_ENTRIES)
             keys, places = [place[3] for place in places[:some]], places[some:]
-            items = await self._operations.get_items(keys, f"{_SHOWN}, document")
+            items = await self._reads.get_items(keys, f"{_SHOWN}, document")
             rows += [_row(items[key], sort) for key in keys if matches(items.get(key), query.where)]
         return rows
 
@@ -193,7 +196,7 @@ class Queries:
         while deleted < batch_size and (taken := await entries.take(min(batch_size - deleted, 100))):
             deleted += sum(
                 await all_of(
-                    self._operations.delete_both(entry.key, entry.item["correlation_id"]["S"], _IS_STILL_OLD, values)
+                    self._writes.delete_both(entry.key, entry.item["correlation_id"]["S"], _IS_STILL_OLD, values)
                     for entry in taken
                 )
             )
@@ -219,7 +222,7 @@ class Queries:
         entries = self._merged(plan, names, wanted=_MOST_ENTRIES)
         found: list[Item] = []
         while taken := await entries.take(_MOST_ENTRIES):
-            items = await self._operations.get_items([entry.key for entry in taken], _SHOWN)
+            items = await self._reads.get_items([entry.key for entry in taken], _SHOWN)
             found += [item for item in items.values() if matches(item, where)]
         return found
 

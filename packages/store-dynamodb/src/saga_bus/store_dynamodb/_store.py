@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from saga_bus.store import (
+    Activity,
     BaseSagaStore,
     FoundRow,
     InvalidSagaError,
@@ -23,8 +24,9 @@ from saga_bus.store_dynamodb._client import Settings, make_client
 from saga_bus.store_dynamodb._driver import Driver
 from saga_bus.store_dynamodb._health import warnings_about
 from saga_bus.store_dynamodb._location import Location, check_endpoint, check_table, parse_location
-from saga_bus.store_dynamodb._operations import Operations
 from saga_bus.store_dynamodb._queries import Queries
+from saga_bus.store_dynamodb._reads import Reads
+from saga_bus.store_dynamodb._writes import Writes
 
 __all__ = ["DynamoDBSagaStore", "check_schema", "create_schema", "drop_schema"]
 
@@ -130,8 +132,10 @@ class DynamoDBSagaStore(BaseSagaStore[StateT]):
             threads=settings.threads,
             attempts=settings.attempts,
         )
-        self._operations = Operations(self._driver, self._table, self._ttl, settings.attempts)
-        self._queries = Queries(self._driver, self._table, self._operations)
+        activity = Activity()
+        self._reads = Reads(self._driver, self._table, settings.attempts, activity)
+        self._writes = Writes(self._driver, self._table, self._reads, self._ttl, activity)
+        self._queries = Queries(self._driver, self._table, self._reads, self._writes)
 
     def __repr__(self) -> str:
         return f"{type(self).__qualname__}({self._shown!r}, table={self._table!r})"
@@ -142,25 +146,26 @@ class DynamoDBSagaStore(BaseSagaStore[StateT]):
         await self._driver.open()
 
     async def _close(self) -> None:
-        await self._operations.join()
+        await self._writes.join()
+        await self._reads.join()
         await self._driver.close()
 
     # -- primitives --------------------------------------------------------------------------------------
 
     async def _insert(self, row: SagaRow, correlation_id: str) -> None:
-        await self._operations.insert(row, correlation_id)
+        await self._writes.insert(row, correlation_id)
 
     async def _update(self, row: SagaRow, expected_version: int) -> None:
-        await self._operations.update(row, expected_version)
+        await self._writes.update(row, expected_version)
 
     async def _delete(self, saga_name: str, saga_id: str, expected_version: int | None) -> None:
-        await self._operations.delete(saga_name, saga_id, expected_version)
+        await self._writes.delete(saga_name, saga_id, expected_version)
 
     async def _get_by_id(self, saga_name: str, saga_id: str) -> bytes | None:
-        return await self._operations.get_by_id(saga_name, saga_id)
+        return await self._reads.get_by_id(saga_name, saga_id)
 
     async def _get_by_correlation_id(self, saga_name: str, correlation_id: str) -> bytes | None:
-        return await self._operations.get_by_correlation_id(saga_name, correlation_id)
+        return await self._reads.get_by_correlation_id(saga_name, correlation_id)
 
     async def _find(self, query: SagaQuery) -> Sequence[FoundRow]:
         return await self._queries.find(query)
@@ -182,7 +187,7 @@ class DynamoDBSagaStore(BaseSagaStore[StateT]):
     async def _drop_schema(self) -> None:
         await self._ensure_open()
         await schema.drop(self._driver, self._table)
-        self._operations.forget()
+        self._writes.forget()
 
     async def _ping(self) -> Sequence[str]:
         return await warnings_about(self._driver, self._table, needs_ttl=self._ttl is not None)

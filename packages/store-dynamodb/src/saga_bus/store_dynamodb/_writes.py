@@ -1,4 +1,4 @@
-"""The five operations as requests on one table."""
+"""Writes: each on a condition, each to be made again without harm."""
 
 from __future__ import annotations
 
@@ -21,14 +21,12 @@ from saga_bus.store import (
     StoreUnavailableError,
     version_conflict,
 )
-from saga_bus.store_dynamodb._driver import Driver, RefusedError, all_of
+from saga_bus.store_dynamodb._driver import Driver, RefusedError
 from saga_bus.store_dynamodb._errors import code_of
 from saga_bus.store_dynamodb._items import (
     FREE,
-    SHOWN,
     Item,
     correlation_item,
-    document_of,
     is_alive,
     state_item,
     statement_of,
@@ -37,10 +35,10 @@ from saga_bus.store_dynamodb._items import (
     version_of,
 )
 from saga_bus.store_dynamodb._keys import NAMES_SLOT, correlation_key, name_key, split_state_key, state_key
+from saga_bus.store_dynamodb._reads import Reads
 
-__all__ = ["Operations"]
+__all__ = ["Writes"]
 
-_MAX_GROUP = 100  # keys of a BatchGetItem
 _MAX_STATEMENTS = 25  # of a BatchExecuteStatement
 _UPDATE_GROUPS = 4  # in flight at the same time
 _NOT_ALLOWED = ("AccessDeniedException", "UnknownOperationException")
@@ -55,26 +53,26 @@ class _Update(NamedTuple):
     writer: str
 
 
-class Operations:
-    """What the store does to its table.
+class Writes:
+    """What the store writes to its table.
 
     Args:
         driver: Makes the requests.
         table: The table's name.
+        reads: Fetches items.
         completed_ttl: How long a completed saga stays after its last update, None for ever.
-        attempts: How often keys that a BatchGetItem left out are asked for again, with no progress.
+        activity: Shared with the reads, so that a caller is alone when no other one does anything.
     """
 
-    def __init__(self, driver: Driver, table: str, completed_ttl: timedelta | None, attempts: int) -> None:
+    def __init__(
+        self, driver: Driver, table: str, reads: Reads, completed_ttl: timedelta | None, activity: Activity
+    ) -> None:
         self._driver = driver
         self._table = table
         self._ttl = completed_ttl
-        self._attempts = attempts
+        self._reads = reads
         self._named: set[str] = set()  # saga names that are known to be in the table
         self._may_group_updates = True
-        activity = Activity()
-        self._states = self._coalescer(SHOWN, activity)
-        self._correlations = self._coalescer("pk, saga_id, expires", activity)
         self._updates: Coalescer[_Update, None] = Coalescer(
             self._update_together,
             max_size=_MAX_STATEMENTS,
@@ -87,85 +85,10 @@ class Operations:
     async def join(self) -> None:
         """Wait until no group is in flight."""
         await self._updates.join()
-        await self._correlations.join()
-        await self._states.join()
 
     def forget(self) -> None:
         """Know nothing of the table any more: it was dropped."""
         self._named.clear()
-
-    # -- reads ---------------------------------------------------------------------------------------------
-
-    async def get_by_id(self, saga_name: str, saga_id: str) -> bytes | None:
-        """Fetch a document by its saga's id, in one round trip."""
-        return document_of(await self._states.call(state_key(saga_name, saga_id)))
-
-    async def get_by_correlation_id(self, saga_name: str, correlation_id: str) -> bytes | None:
-        """Fetch a document by its saga's correlation id, in two round trips, both consistent."""
-        found = await self._correlations.call(correlation_key(saga_name, correlation_id))
-        if found is None or not is_alive(found):
-            return None
-        state = await self._states.call(state_key(saga_name, found["saga_id"]["S"]))
-        if state is None or state["correlation_id"]["S"] != correlation_id:
-            return None  # it was deleted between the two, and then there was none of this correlation id
-        return document_of(state)
-
-    async def get_items(self, keys: Sequence[str], shown: str = SHOWN) -> dict[str, Item]:
-        """Fetch items, as they are at this moment.
-
-        Args:
-            keys: Any number of partition keys.
-            shown: The attributes to fetch, ``pk`` among them.
-
-        Returns:
-            Those that are there, by their keys.
-        """
-        different = list(dict.fromkeys(keys))
-        if len(different) <= _MAX_GROUP:
-            return await self._get_group(different, shown)
-        groups = [different[start : start + _MAX_GROUP] for start in range(0, len(different), _MAX_GROUP)]
-        found: dict[str, Item] = {}
-        for part in await all_of(self._get_group(group, shown) for group in groups):
-            found |= part
-        return found
-
-    async def _get_group(self, keys: Sequence[str], shown: str) -> dict[str, Item]:
-        found: dict[str, Item] = {}
-        left: list[dict[str, Any]] = [{"pk": text(key)} for key in keys]
-        fruitless = 0
-        while left:
-            wanted = {"Keys": left, "ConsistentRead": True, "ProjectionExpression": shown}
-            response = await self._driver.read("batch_get_item", RequestItems={self._table: wanted})
-            found.update((item["pk"]["S"], item) for item in response["Responses"].get(self._table, ()))
-            # What the service left out, because the answer got too long or it is too busy.
-            again = response.get("UnprocessedKeys", {}).get(self._table, {}).get("Keys", [])
-            fruitless = fruitless + 1 if len(again) == len(left) else 0
-            left = again
-            if fruitless == self._attempts:
-                raise StoreUnavailableError(f"table {self._table!r}: BatchGetItem was throttled {fruitless} times")
-            if fruitless:
-                await self._driver.pause(fruitless)
-        return found
-
-    def _coalescer(self, shown: str, activity: Activity) -> Coalescer[str, Item | None]:
-        async def together(keys: Sequence[str]) -> list[Item | BaseException | None]:
-            found = await self.get_items(keys, shown)
-            return [found.get(key) for key in keys]
-
-        async def alone(key: str) -> Item | None:
-            return await self._get_item(key, shown)
-
-        return Coalescer(together, max_size=_MAX_GROUP, alone=alone, activity=activity)
-
-    async def _get_item(self, key: str, shown: str) -> Item | None:
-        response = await self._driver.read(
-            "get_item",
-            TableName=self._table,
-            Key={"pk": text(key)},
-            ConsistentRead=True,
-            ProjectionExpression=shown,
-        )
-        return response.get("Item")
 
     # -- insert --------------------------------------------------------------------------------------------
 
@@ -265,7 +188,7 @@ class Operations:
     async def _update_both(self, row: SagaRow, expected_version: int, state: Item | None = None) -> None:
         key = state_key(row.saga_name, row.saga_id)
         for _ in range(_TRIES):
-            state = state or await self._get_item(key, "version, correlation_id, expires")
+            state = state or await self._reads.get_item(key, "version, correlation_id, expires")
             actual = version_of(state) if state is not None and is_alive(state) else None
             if state is None or actual != expected_version:
                 raise version_conflict(
@@ -311,7 +234,7 @@ class Operations:
         """Delete both items: a read, then a transaction."""
         key = state_key(saga_name, saga_id)
         for _ in range(_TRIES):
-            state = await self._get_item(key, "version, correlation_id, expires")
+            state = await self._reads.get_item(key, "version, correlation_id, expires")
             actual = version_of(state) if state is not None and is_alive(state) else None
             if expected_version is not None and actual != expected_version:
                 raise version_conflict(saga_name, saga_id, expected_version=expected_version, actual_version=actual)
