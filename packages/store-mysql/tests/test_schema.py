@@ -1,7 +1,8 @@
 """Creating, checking, migrating and dropping, under any name and from many processes at once."""
 
 import asyncio
-import multiprocessing
+import subprocess
+import sys
 
 import aiomysql
 import pytest
@@ -73,28 +74,28 @@ def test_bad_names_are_refused(place, name):
             get_schema_sql(table="t", schema=name)
 
 
-def create_in_process(url, table, start, answers):
-    start.wait()
-    try:
-        asyncio.run(create_schema(url, table=table))
-    except Exception as error:  # noqa: BLE001 - the parent shows it
-        answers.put(repr(error))
-    else:
-        answers.put(None)
+CREATE = """
+import asyncio, sys
+from saga_bus.store_mysql import create_schema
+print("ready", flush=True)
+sys.stdin.readline()
+asyncio.run(create_schema(sys.argv[1], table=sys.argv[2]))
+"""
 
 
 def test_ten_processes_at_once(run, place):
-    context = multiprocessing.get_context("spawn")
-    start, answers = context.Event(), context.Queue()
+    command = [sys.executable, "-c", CREATE, place.url, place.table]
     processes = [
-        context.Process(target=create_in_process, args=(place.url, place.table, start, answers)) for _ in range(10)
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(10)
     ]
     for process in processes:
-        process.start()
-    start.set()
-    assert [answers.get(timeout=60) for _ in processes] == [None] * 10
+        assert process.stdout.readline() == "ready\n"
     for process in processes:
-        process.join()
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 10, said
     run(check_schema(place.url, table=place.table))
 
 
