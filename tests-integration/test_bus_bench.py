@@ -25,9 +25,9 @@ def test_it_compares_and_saves_what_it_found(store, tmp_path, capsys):
 
 def test_it_measures_memory_over_many_messages(tmp_path, capsys):
     saved = tmp_path / "bus.json"
-    main(["--bus", "--store", "memory", "--sagas", "10", "--repeat", "1", "--messages", "8000", "--json", str(saved)])
+    main(["--bus", "--store", "memory", "--sagas", "10", "--repeat", "1", "--messages", "4000", "--json", str(saved)])
     assert len(json.loads(saved.read_text())["memory_mb"]) == 4
-    assert "Memory over 8,000 messages" in capsys.readouterr().out
+    assert "Memory over 4,000 messages" in capsys.readouterr().out
 
 
 def test_a_missed_target_is_an_exit_code(capsys):
