@@ -9,9 +9,11 @@ import os
 
 import pytest
 
+from brokers.private import private_nats, private_redis
 from crashes.crash import Counts, CrashError, Watcher, crash, verify
 from crashes.places import crash_place
 from crashes.saga import EVENTS, SAGA_NAME, CrashState
+from providers import UnavailableError
 from saga_bus.store_inmemory import InMemorySagaStore
 
 SAGAS = int(os.environ.get("SAGA_TEST_CRASH_SAGAS", "100"))
@@ -31,6 +33,42 @@ def test_killed_workers_lose_nothing_and_repeat_nothing(store, broker, databases
     print(f"{store} and {broker}: {counts}")
     assert set(counts.kills) == set(range(4))
     assert counts.kills_at_work > 0
+    assert counts.handled == counts.events == 8 * SAGAS
+
+
+@pytest.mark.parametrize(("broker", "private"), [("nats", private_nats), ("redis-streams", private_redis)])
+def test_a_broker_that_is_killed_with_the_workers_loses_nothing_either(broker, private, brokers, tmp_path):
+    try:
+        folder = tmp_path / "broker"
+        folder.mkdir()
+        killed = private(folder)
+        killed.start()
+    except UnavailableError as error:
+        brokers.missing(broker, str(error))
+
+    async def disturb():
+        for _ in range(2):
+            await asyncio.sleep(2)
+            await asyncio.to_thread(killed.kill)
+            await asyncio.to_thread(killed.start)
+
+    async def run():
+        async with crash_place("sqlite", "", killed.url, tmp_path) as place:
+            return await crash(
+                place.open_store,
+                place.open_transport,
+                place.dead_letters,
+                tmp_path,
+                sagas=SAGAS,
+                kills_each=1,
+                disturb=disturb,
+            )
+
+    try:
+        counts = asyncio.run(run())
+    finally:
+        killed.kill()
+    print(f"sqlite and {broker}, which was killed twice: {counts}")
     assert counts.handled == counts.events == 8 * SAGAS
 
 

@@ -20,7 +20,7 @@ import msgspec
 
 from crashes.job import Job
 from crashes.saga import EVENTS, SAGA_NAME, STEPS, CrashState, Happened, Step
-from saga_bus.core import Delivery, create_bus
+from saga_bus.core import Bus, Delivery, TransportUnavailableError, create_bus
 from saga_bus.store import SagaFilter
 
 __all__ = ["Counts", "CrashError", "Watcher", "crash", "verify"]
@@ -163,6 +163,7 @@ async def crash(
     concurrency: int = 16,
     within: float = 300.0,
     seed: int | None = None,
+    disturb: Callable[[], Awaitable[None]] | None = None,
 ) -> Counts:
     """Run a crash test.
 
@@ -177,6 +178,7 @@ async def crash(
         concurrency: How many messages each worker has in hand at once.
         within: The seconds after which the test gives up.
         seed: Of the disorder and the moments of the kills.
+        disturb: What else happens meanwhile.
 
     Returns:
         What happened.
@@ -201,6 +203,8 @@ async def crash(
             async with asyncio.TaskGroup() as group:
                 group.create_task(_send(open_transport, counts, chance))
                 group.create_task(_kill(running, store, counts, kills_each, chance))
+                if disturb is not None:
+                    group.create_task(_run(disturb))
             while await _missing(store, watcher, sagas):  # noqa: ASYNC110 - other processes do the work
                 await asyncio.sleep(_POLL)
         counts.seconds = time.monotonic() - started
@@ -215,6 +219,10 @@ async def crash(
         await watching.close()
         await store.close()
     return counts
+
+
+async def _run(disturb: Callable[[], Awaitable[None]]) -> None:
+    await disturb()
 
 
 async def _send(open_transport: Callable[[], Any], counts: Counts, chance: random.Random) -> None:
@@ -232,12 +240,17 @@ async def _send(open_transport: Callable[[], Any], counts: Counts, chance: rando
             block += again
             chance.shuffle(block)
             for first in range(0, len(block), _AT_ONCE):
-                await asyncio.gather(
-                    *(
-                        bus.send(SAGA_NAME, message, message_id=f"{message.saga}/{message.number}")
-                        for message in block[first : first + _AT_ONCE]
-                    )
-                )
+                await asyncio.gather(*(_send_one(bus, message) for message in block[first : first + _AT_ONCE]))
+
+
+async def _send_one(bus: Bus, message: Step) -> None:
+    while True:
+        try:
+            await bus.send(SAGA_NAME, message, message_id=f"{message.saga}/{message.number}")
+        except TransportUnavailableError:  # the broker is killed, too
+            await asyncio.sleep(_POLL)
+        else:
+            return
 
 
 async def _kill(running: _Workers, store: Any, counts: Counts, kills_each: int, chance: random.Random) -> None:

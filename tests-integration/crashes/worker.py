@@ -10,7 +10,7 @@ from pathlib import Path
 
 from crashes.job import INTERVALS, Job
 from crashes.saga import definition
-from saga_bus.core import Owned, create_bus
+from saga_bus.core import Bus, Owned, TransportUnavailableError, create_bus
 
 __all__ = ["main"]
 
@@ -18,16 +18,30 @@ _POLL = 0.1
 
 
 async def _work(job: Job) -> None:
-    bus = create_bus(
-        transport=job.open_transport(),
-        store=Owned(job.open_store()),
-        sagas=[definition()],
-        concurrency=job.concurrency,
-        intervals=INTERVALS,
-    )
-    async with bus:
+    bus = await _started(job)
+    try:
         while not job.stop_file.exists():  # noqa: ASYNC110 - another process makes the file
             await asyncio.sleep(_POLL)
+    finally:
+        await bus.stop()
+
+
+async def _started(job: Job) -> Bus:
+    """A bus that runs, as soon as its broker does."""
+    while True:
+        bus = create_bus(
+            transport=job.open_transport(),
+            store=Owned(job.open_store()),
+            sagas=[definition()],
+            concurrency=job.concurrency,
+            intervals=INTERVALS,
+        )
+        try:
+            await bus.start()
+        except TransportUnavailableError:
+            await asyncio.sleep(_POLL)
+        else:
+            return bus
 
 
 def main(arguments: list[str]) -> None:

@@ -4,12 +4,16 @@ import asyncio
 import sys
 from datetime import timedelta
 
+import nats
 import pytest
 from faststream.confluent import KafkaBroker
 from faststream.nats import NatsBroker
 from faststream.rabbit import Channel, RabbitBroker
 from faststream.redis import RedisBroker
+from nats.js.api import RetentionPolicy, StreamConfig
 
+from brokers import new_prefix
+from brokers.inspection import remove
 from saga_bus.core import ConfigurationError, Transport, TransportError
 from saga_bus.transport_faststream import FastStreamTransport
 from transport_places import Inbox, envelope
@@ -68,6 +72,31 @@ def test_publisher_confirms_must_be_on(brokers):
     asyncio.run(run())
 
 
+def test_a_stream_that_an_administrator_made_is_taken_if_it_fits(brokers):
+    url, prefix = brokers.url("nats"), new_prefix()
+
+    async def run():
+        client = await nats.connect(url)
+        stream = client.jetstream()
+        subjects = [f"{prefix}.event.>", f"{prefix}.send.>"]
+        await stream.add_stream(StreamConfig(name=prefix, subjects=subjects, max_bytes=1_000_000))
+        async with FastStreamTransport(url, prefix=prefix) as transport:
+            await transport.publish(envelope())
+        assert (await stream.stream_info(prefix)).config.max_bytes == 1_000_000
+        for wrong in (
+            StreamConfig(name=prefix, subjects=subjects, retention=RetentionPolicy.WORK_QUEUE),
+            StreamConfig(name=prefix, subjects=subjects[:1]),
+        ):
+            await stream.delete_stream(prefix)
+            await stream.add_stream(wrong)
+            with pytest.raises(TransportError, match="other subjects, or is a work queue"):
+                await FastStreamTransport(url, prefix=prefix).start()
+        await client.close()
+        await remove(url, prefix, [])
+
+    asyncio.run(run())
+
+
 def test_making_one_opens_nothing():
     for url in ("amqp://127.0.0.1:9", "nats://127.0.0.1:9", "redis://127.0.0.1:9", "rediss://h:9", "kafka://h1:9,h2:9"):
         transport = FastStreamTransport(url)
@@ -92,6 +121,7 @@ def test_no_password_is_shown():
         ({"broker": object()}, "object is none of faststream.rabbit.RabbitBroker"),
         ({"url": "redis://h", "redeliver_after": timedelta(milliseconds=1)}, "redeliver_after"),
         ({"url": "redis://h", "timeout": timedelta(0)}, "timeout"),
+        ({"url": "redis://h", "retain": timedelta(0)}, "retain"),
         ({"url": "redis://h", "prefetch": -1}, "prefetch"),
         ({"url": "redis://h", "replicas": 0}, "replicas"),
         ({"url": "redis://h", "partitions": 0}, "partitions"),

@@ -19,6 +19,7 @@ class Options:
         redeliver_after: After how long the message of a dead worker comes again, where no connection tells of it.
         timeout: How long the broker may take to confirm.
         prefetch: How many messages an endpoint holds ready beside those in hand.
+        retain: How long NATS keeps messages.
         replicas: How many servers of a cluster keep a copy, where the client decides it.
         partitions: Into how many parts a Kafka topic is made.
         make_topics: Whether topics are made here, and not by Kafka itself or by an administrator.
@@ -28,6 +29,7 @@ class Options:
     redeliver_after: timedelta
     timeout: timedelta
     prefetch: int
+    retain: timedelta
     replicas: int
     partitions: int
     make_topics: bool

@@ -1,10 +1,12 @@
-"""NATS JetStream: one stream of interest, durable pull consumers, over the connection of FastStream's broker.
+"""NATS JetStream: one stream, durable pull consumers, over the connection of FastStream's broker.
 
-One stream holds what is published and sent, until every consumer that wants it has acknowledged it (retention by
-interest); another one holds the dead letters. An endpoint is a durable consumer for what is sent to it, and one for
-each name it listens to: a consumer of several subjects needs NATS 2.10. FastStream's broker connects, reconnects and
-publishes. Its subscribers are not used: they handle one batch to its end before they fetch the next, and nothing
-tells the server that a message is still in hand.
+One stream holds what is published and sent, for some days; another one holds the dead letters. (Retention by interest
+would remove what every consumer has acknowledged. But a server of version 2.9 that is killed and comes back with it
+drops messages that its consumers have not acknowledged.)
+
+An endpoint is a durable consumer for what is sent to it, and one for each name it listens to: a consumer of several
+subjects needs NATS 2.10. FastStream's broker connects, reconnects and publishes. Its subscribers are not used: they
+handle one batch to its end before they fetch the next, and nothing tells the server that a message is still in hand.
 """
 
 from __future__ import annotations
@@ -103,8 +105,8 @@ class NatsLink:
         self._client = await self._connected()
         prefix = self._options.prefix
         subjects = [f"{prefix}.event.>", f"{prefix}.send.>"]
-        await self._make_stream(self._stream, subjects, RetentionPolicy.INTEREST)
-        await self._make_stream(f"{prefix}-dead", [f"{prefix}.dead.>"], RetentionPolicy.LIMITS)
+        await self._make_stream(self._stream, subjects, self._options.retain)
+        await self._make_stream(f"{prefix}-dead", [f"{prefix}.dead.>"], None)
         self._keeping = asyncio.create_task(self._keep_what_is_in_hand())
 
     async def publish(self, name: str, body: bytes, headers: dict[str, str]) -> None:
@@ -198,11 +200,12 @@ class NatsLink:
             body, subject, headers=headers, stream=stream, timeout=self._options.timeout.total_seconds()
         )
 
-    async def _make_stream(self, name: str, subjects: list[str], retention: RetentionPolicy) -> None:
+    async def _make_stream(self, name: str, subjects: list[str], retain: timedelta | None) -> None:
         wanted = StreamConfig(
             name=name,
             subjects=subjects,
-            retention=retention,
+            retention=RetentionPolicy.LIMITS,
+            max_age=None if retain is None else retain.total_seconds(),
             storage=StorageType.FILE,
             num_replicas=self._options.replicas,
         )
@@ -211,12 +214,10 @@ class NatsLink:
         except BadRequestError as error:
             if error.err_code != _NAME_TAKEN:
                 raise
-            # An administrator may have set its limits and copies; what it carries must be right.
+            # An administrator may have chosen limits, copies and retention; what it carries must be right.
             found = (await self._jetstream.stream_info(name)).config
-            if found.retention != retention or set(found.subjects or ()) != set(subjects):
-                raise TransportError(
-                    f"the stream {name!r} is there with other subjects or another retention"
-                ) from error
+            if found.retention == RetentionPolicy.WORK_QUEUE or set(found.subjects or ()) != set(subjects):
+                raise TransportError(f"the stream {name!r} has other subjects, or is a work queue") from error
 
     async def _make_consumer(self, durable: str, subject: str) -> None:
         config = ConsumerConfig(

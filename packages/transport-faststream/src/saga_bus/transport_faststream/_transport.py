@@ -36,6 +36,8 @@ class FastStreamTransport:
             the lost connection by itself, and Kafka the lost member of the group.
         timeout: How long the broker may take to confirm.
         prefetch: How many messages each endpoint holds ready beside those in hand.
+        retain: How long NATS keeps messages in the stream that the transport makes, handled or not. What nobody has
+            handled within it is lost.
         replicas: How many servers of a cluster keep a copy, on NATS and Kafka, where the transport makes the stream
             or the topic.
         partitions: Into how many parts a Kafka topic is made, the most of its messages that are in hand at once.
@@ -55,14 +57,15 @@ class FastStreamTransport:
         redeliver_after: timedelta = timedelta(seconds=30),
         timeout: timedelta = timedelta(seconds=30),
         prefetch: int = 0,
+        retain: timedelta = timedelta(days=7),
         replicas: int = 1,
         partitions: int = 8,
         make_topics: bool = True,
     ) -> None:
         if (url is None) == (broker is None):
             raise ConfigurationError("give either a URL or a broker")
-        if redeliver_after < timedelta(milliseconds=100) or timeout <= timedelta(0):
-            raise ConfigurationError("redeliver_after must be at least 100 ms, and timeout positive")
+        if redeliver_after < timedelta(milliseconds=100) or timeout <= timedelta(0) or retain <= timedelta(0):
+            raise ConfigurationError("redeliver_after must be at least 100 ms; timeout and retain must be positive")
         if prefetch < 0 or replicas < 1 or partitions < 1:
             raise ConfigurationError("prefetch must not be negative; replicas and partitions must be positive")
         self._options = Options(
@@ -70,6 +73,7 @@ class FastStreamTransport:
             redeliver_after=redeliver_after,
             timeout=timeout,
             prefetch=prefetch,
+            retain=retain,
             replicas=replicas,
             partitions=partitions,
             make_topics=make_topics,
