@@ -22,7 +22,15 @@ from providers.prisma import serve_prisma
 from providers.redis import serve_redis, serve_redis_cluster
 from providers.sqlserver import serve_sqlserver
 
-__all__ = ["BROKER_NAMES", "PROVIDERS", "Serve", "UnavailableError", "UnknownBackendError", "required_backends", "serve"]
+__all__ = [
+    "BROKER_NAMES",
+    "PROVIDERS",
+    "Serve",
+    "UnavailableError",
+    "UnknownBackendError",
+    "required_backends",
+    "serve",
+]
 
 Serve = Callable[[], AbstractContextManager[str]]
 
