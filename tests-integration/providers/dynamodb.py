@@ -103,6 +103,7 @@ class PrivateDynamoDB:
             java,
             "-Xmx1g",
             "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",  # it does not live long enough for what the second compiler costs
             f"-Djava.library.path={libraries}",
             "-cp",
             os.pathsep.join([str(emulator / "DynamoDBLocal.jar"), str(libraries / "*")]),
