@@ -62,12 +62,15 @@ def test_a_broker_of_an_application_that_runs_can_be_shared(place):
 
 
 def test_publisher_confirms_must_be_on(brokers):
+    url, prefix = brokers.url("rabbitmq"), new_prefix()
+
     async def run():
-        broker = RabbitBroker(brokers.url("rabbitmq"), logger=None, default_channel=Channel(publisher_confirms=False))
-        async with FastStreamTransport(broker=broker, prefix="unconfirmed") as transport:
+        broker = RabbitBroker(url, logger=None, default_channel=Channel(publisher_confirms=False))
+        async with FastStreamTransport(broker=broker, prefix=prefix) as transport:
             with pytest.raises(TransportError, match="confirms turned off"):
                 await transport.publish(envelope())
         await broker.stop()
+        await remove(url, prefix, [])
 
     asyncio.run(run())
 
