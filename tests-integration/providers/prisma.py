@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import importlib
 import os
 import shutil
 import sqlite3
@@ -23,17 +22,14 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from providers.errors import UnavailableError
 
 __all__ = [
     "ENGINE",
     "PrismaEngine",
-    "attached",
     "engine_environment",
     "generated_client",
-    "imported",
     "run_prisma",
     "serve_prisma",
     "shared_schema",
@@ -41,7 +37,7 @@ __all__ = [
 ]
 
 ENGINE = Path(__file__).parent.parent / "prisma_engine"
-MODELS = 4  # more than the places that a case of the kit uses at a time
+_MODE = os.environ.get("SAGA_TEST_PRISMA_ENGINE", "wasm")
 
 _LAUNCHER = """\
 #!/bin/sh
@@ -68,7 +64,7 @@ def engine_environment() -> Mapping[str, str]:
     Raises:
         UnavailableError: There is no node or npm, or npm cannot install.
     """
-    if os.environ.get("SAGA_TEST_PRISMA_ENGINE", "wasm") == "native":
+    if _MODE == "native":
         return {}
     launcher, packages = _wasm_engine()
     return {
@@ -109,7 +105,7 @@ def generated_client(schema: str) -> Path:
     Raises:
         UnavailableError: It could not be generated.
     """
-    name = f"prisma_client_{_digest(schema, ENGINE.joinpath('package.json').read_text(), sys.version)}"
+    name = f"prisma_client_{_digest(schema, ENGINE.joinpath('package.json').read_text(), sys.version, _MODE)}"
 
     def fill(folder: Path) -> None:
         text = schema.replace("generator client {", f'generator client {{\n  output = "./{name}"', 1)
@@ -119,17 +115,6 @@ def generated_client(schema: str) -> Path:
             raise UnavailableError(f"prisma generate failed: {done.stdout[-1000:]}{done.stderr[-1000:]}")
 
     return _made_once(f"{name}_made", fill) / name
-
-
-def imported(folder: Path) -> ModuleType:
-    """A generated client as a module.
-
-    Args:
-        folder: What `generated_client` returned.
-    """
-    if str(folder.parent) not in sys.path:
-        sys.path.append(str(folder.parent))
-    return importlib.import_module(folder.name)
 
 
 def shared_schema(provider: str, models: str) -> str:
@@ -154,8 +139,12 @@ class PrismaEngine:
         use_engine()
         self.package = package
         self._client = package.Prisma(use_dotenv=False, datasource={"url": url})
-        asyncio.run(self._client.connect())
+        asyncio.run(self._start())
         self._engine = self._client._internal_engine
+
+    async def _start(self) -> None:
+        await self._client.connect()
+        await self._client._engine.session.close()  # while its event loop is there
 
     @property
     def url(self) -> str:
@@ -170,19 +159,6 @@ class PrismaEngine:
     def stop(self) -> None:
         """End it in order."""
         self._engine.close()
-
-
-def attached(package: ModuleType, url: str) -> Any:
-    """A connected client on an engine that runs already: a process less for each test.
-
-    Args:
-        package: The generated client.
-        url: Where the engine listens.
-    """
-    client = package.Prisma(use_dotenv=False, http={"verify": False})  # reading certificates takes 25 ms
-    client._engine = client._create_engine()
-    client._engine.url = url
-    return client
 
 
 @contextmanager

@@ -1,11 +1,11 @@
-import asyncio
 from contextlib import asynccontextmanager
 
 import pytest
 
+from prisma_places import imported
 from providers import UnavailableError
 from providers.postgres import PrivatePostgres
-from providers.prisma import generated_client, imported, use_engine
+from providers.prisma import generated_client, use_engine
 from run_conformance.prisma import kit_schema
 
 
@@ -75,9 +75,3 @@ def private_postgres(databases):
 @pytest.fixture
 def on_private_postgres(private_postgres):
     return Clients("postgresql", private_postgres.url)
-
-
-@pytest.fixture
-def run():
-    """Run a coroutine function."""
-    return lambda function: asyncio.run(function())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from providers.prisma import PrismaEngine, generated_client, imported
-from run_conformance.prisma import PrismaPlaces, kit_schema
+from prisma_places import PrismaPlaces, imported
+from providers.prisma import PrismaEngine, generated_client
+from run_conformance.prisma import kit_schema
 from saga_bus.store.conformance import SagaStoreConformance
 from saga_bus.store.conformance.cases import stateful
 

@@ -16,7 +16,8 @@ from bench.backends.sqlite import _TABLE as TABLE
 from bench.backends.sqlite import BACKEND as SQLITE
 from bench.subjects import StoreSubject, Subject, Target
 from bench.workload import SAGA_NAME, OrderState
-from providers.prisma import generated_client, imported, shared_schema, use_engine
+from prisma_places import imported
+from providers.prisma import generated_client, shared_schema, use_engine
 from saga_bus.store.checks import microseconds
 from saga_bus.store_prisma import PrismaSagaStore, get_schema_prisma
 
