@@ -105,6 +105,7 @@ class PrivateDynamoDB:
             "-XX:+UseSerialGC",
             "-XX:TieredStopAtLevel=1",  # it does not live long enough for what the second compiler costs
             f"-Djava.library.path={libraries}",
+            f"-Djava.io.tmpdir={scratch}",  # where it unpacks a library that it would leave behind
             "-cp",
             os.pathsep.join([str(emulator / "DynamoDBLocal.jar"), str(libraries / "*")]),
             str(_LAUNCHER),
