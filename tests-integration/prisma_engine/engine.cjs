@@ -9,6 +9,7 @@ const { explained, open } = require("./databases.cjs");
 const { fromGraphQL, toGraphQL } = require("./protocol.cjs");
 
 const VERSION = "393aa359c9ad4a4bb28630fb5613f9c281cde053"; // of the engine in npm's @prisma/client 5.17.0
+const PARENT = process.ppid;
 const NO_TRACE = "{}";
 const STATUS = [
   [/not found/i, 404],
@@ -96,8 +97,7 @@ async function serve(port) {
   server.keepAliveTimeout = 0; // an idle connection stays, as with the native engine
   server.listen(port, "localhost");
   // A client that was killed cannot end its engine.
-  const parent = process.ppid;
-  setInterval(() => process.ppid === parent || process.exit(0), 500);
+  setInterval(() => process.ppid === PARENT || process.exit(0), 500);
 }
 
 if (process.argv.includes("--version")) {
