@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from providers.errors import UnavailableError
+from providers.ports import free_port
 
 __all__ = ["PrivateBroker", "private_nats", "private_rabbitmq", "private_redis"]
 
@@ -114,7 +115,7 @@ def private_redis(folder: Path, *, password: str | None = None) -> PrivateBroker
         folder: An empty folder.
         password: What clients must know.
     """
-    port = _free_port()
+    port = free_port()
     options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--appendonly", "yes"]
     options += ["--appendfsync", "always", "--save", "", *(["--requirepass", password] if password else [])]
     user = f":{password}@" if password else ""
@@ -128,7 +129,7 @@ def private_nats(folder: Path, *, password: str | None = None) -> PrivateBroker:
         folder: An empty folder.
         password: What clients must know, as the user ``guarded``.
     """
-    port = _free_port()
+    port = free_port()
     options = ["-a", "127.0.0.1", "-p", str(port), "-js", "-sd", str(folder)]
     options += ["--user", "guarded", "--pass", password] if password else []
     user = f"guarded:{password}@" if password else ""
@@ -142,19 +143,19 @@ def private_rabbitmq(folder: Path) -> PrivateBroker:
         folder: An empty folder.
     """
     program = _program("rabbitmq-server")
-    port = _free_port()
+    port = free_port()
     name = f"saga-bus-{port}"
     (folder / "rabbitmq.conf").write_text(
         f"listeners.tcp.1 = 127.0.0.1:{port}\nloopback_users.guest = true\n", encoding="utf-8"
     )
     (folder / "enabled_plugins").write_text("[].\n", encoding="utf-8")
-    mapper = str(_free_port())
+    mapper = str(free_port())
     environment = {
         "HOME": str(folder),  # where Erlang keeps its cookie
         "ERL_EPMD_ADDRESS": "127.0.0.1",
         "ERL_EPMD_PORT": mapper,  # Erlang starts a daemon there
         "RABBITMQ_NODENAME": f"{name}@localhost",
-        "RABBITMQ_DIST_PORT": str(_free_port()),
+        "RABBITMQ_DIST_PORT": str(free_port()),
         "RABBITMQ_MNESIA_BASE": str(folder / "data"),
         "RABBITMQ_LOG_BASE": str(folder / "logs"),
         "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
@@ -189,10 +190,3 @@ def _program(name: str) -> str:
     if found is None:
         raise UnavailableError(f"there is no {name} here, and none answers on its usual port")
     return found
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

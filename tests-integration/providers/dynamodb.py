@@ -12,7 +12,6 @@ import hashlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
@@ -26,7 +25,9 @@ from urllib.parse import parse_qs, urlsplit
 
 from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
 
+from providers.containers import container, docker_answers
 from providers.errors import UnavailableError
+from providers.ports import free_port
 from saga_bus.store_dynamodb._client import Settings, make_client
 
 __all__ = ["PrivateDynamoDB", "connected", "endpoint_of", "private_dynamodb", "serve_dynamodb", "url_of"]
@@ -94,7 +95,7 @@ class PrivateDynamoDB:
         java = shutil.which("java")
         if java is None:
             raise UnavailableError("DynamoDB Local needs a JDK 17 or later; Debian has it in default-jdk-headless")
-        self.port = _free_port()
+        self.port = free_port()
         self._scratch = scratch
         self._log = scratch / "log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -180,7 +181,7 @@ def serve_dynamodb() -> Iterator[str]:
     Raises:
         UnavailableError: None can be had.
     """
-    if _docker_answers():
+    if docker_answers():
         with _container() as url:
             yield url
         return
@@ -224,13 +225,6 @@ def _npm() -> Sequence[str]:
     )
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def _wait_for(url: str, process: subprocess.Popen[bytes] | None = None, log: Path | None = None) -> None:
     deadline = time.monotonic() + _PATIENCE
     with connected(url) as client:
@@ -248,28 +242,10 @@ def _wait_for(url: str, process: subprocess.Popen[bytes] | None = None, log: Pat
                 return
 
 
-def _docker_answers() -> bool:
-    if shutil.which("docker") is None:
-        return False
-    try:
-        return subprocess.run(["docker", "info"], capture_output=True, timeout=10, check=False).returncode == 0
-    except subprocess.TimeoutExpired:
-        return False
-
-
 @contextmanager
 def _container() -> Iterator[str]:
-    command = ["docker", "run", "--detach", "--rm", "--publish=127.0.0.1::8000", _IMAGE]
     # The image's own command, but with one database for all keys and regions.
-    command += ["-jar", "DynamoDBLocal.jar", "-sharedDb", "-inMemory"]
-    started = subprocess.run(command, capture_output=True, text=True, check=False)
-    if started.returncode != 0:
-        raise UnavailableError(f"docker cannot run {_IMAGE}: {started.stderr.strip()}")
-    container = started.stdout.strip()
-    try:
-        found = subprocess.run(["docker", "port", container, "8000"], capture_output=True, text=True, check=True)
-        url = url_of(f"http://127.0.0.1:{found.stdout.split()[0].rpartition(':')[2]}")
+    with container(_IMAGE, 8000, command=["-jar", "DynamoDBLocal.jar", "-sharedDb", "-inMemory"]) as port:
+        url = url_of(f"http://127.0.0.1:{port}")
         _wait_for(url)
         yield url
-    finally:
-        subprocess.run(["docker", "kill", container], capture_output=True, check=False)

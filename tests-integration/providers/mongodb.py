@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -22,7 +21,9 @@ from typing import Any
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
+from providers.containers import container, docker_answers
 from providers.errors import UnavailableError
+from providers.ports import free_port
 
 __all__ = ["PrivateMongo", "serve_mongodb"]
 
@@ -49,7 +50,7 @@ class PrivateMongo:
         self._keeps = folder is not None
         self._folder = folder or Path(tempfile.mkdtemp(prefix="saga-bus-mongodb-"))
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = _free_port()
+        self.port = free_port()
 
     @property
     def url(self) -> str:
@@ -129,7 +130,7 @@ def serve_mongodb() -> Iterator[str]:
     Raises:
         UnavailableError: There is neither Docker nor SecantusDB, or the server does not start.
     """
-    if _docker_answers():
+    if docker_answers():
         with _container() as url:
             yield url
         return
@@ -141,29 +142,12 @@ def serve_mongodb() -> Iterator[str]:
         server.remove()
 
 
-def _docker_answers() -> bool:
-    if shutil.which("docker") is None:
-        return False
-    try:
-        return subprocess.run(["docker", "info"], capture_output=True, timeout=10, check=False).returncode == 0
-    except subprocess.TimeoutExpired:
-        return False
-
-
 @contextmanager
 def _container() -> Iterator[str]:
-    command = ["docker", "run", "--detach", "--rm", "--publish=127.0.0.1::27017", _IMAGE, "--replSet", _REPLICA_SET]
-    started = subprocess.run([*command, "--bind_ip_all"], capture_output=True, text=True, check=False)
-    if started.returncode != 0:
-        raise UnavailableError(f"docker cannot run {_IMAGE}: {started.stderr.strip()}")
-    container = started.stdout.strip()
-    try:
-        found = subprocess.run(["docker", "port", container, "27017"], capture_output=True, text=True, check=True)
-        port = int(found.stdout.split()[0].rpartition(":")[2])
+    command = ["mongod", "--replSet", _REPLICA_SET, "--bind_ip_all"]
+    with container(_IMAGE, 27017, command=command) as port:
         _initiate(port)
         yield f"mongodb://127.0.0.1:{port}/sagas?directConnection=true"
-    finally:
-        subprocess.run(["docker", "kill", container], capture_output=True, check=False)
 
 
 def _initiate(port: int) -> None:
@@ -190,10 +174,3 @@ def _find_program() -> Path:
     raise UnavailableError(
         "no MongoDB: Docker does not answer, and SecantusDB is not installed (Linux x86_64, Python 3.11 to 3.13)"
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

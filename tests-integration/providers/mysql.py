@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -18,17 +17,15 @@ from urllib.parse import unquote, urlsplit
 
 import pymysql  # type: ignore[import-untyped]
 
+from providers.containers import container, docker_answers
 from providers.errors import UnavailableError
+from providers.ports import free_port
 
 __all__ = ["PrivateServer", "connection_options", "execute", "private_server", "serve_mysql"]
 
 _DATABASE = "saga_bus_tests"
 _IMAGE = "mysql:8.4"
-_CONTAINER_OPTIONS = (
-    "--publish=127.0.0.1::3306",
-    "--env=MYSQL_ALLOW_EMPTY_PASSWORD=yes",
-    "--env=MYSQL_ROOT_HOST=%",
-)
+_CONTAINER_ENVIRONMENT = {"MYSQL_ALLOW_EMPTY_PASSWORD": "yes", "MYSQL_ROOT_HOST": "%"}
 _BINARIES = ("mariadbd", "mysqld")
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin", "/usr/libexec"])
 _PATIENCE = 60.0  # seconds
@@ -37,7 +34,7 @@ _PATIENCE = 60.0  # seconds
 @contextmanager
 def serve_mysql() -> Iterator[str]:
     """Have a server up for a while; yields the URL of an administrator."""
-    if _docker_answers():
+    if docker_answers():
         with _container() as url:
             yield url
         return
@@ -93,7 +90,7 @@ class PrivateServer:
         self._log = folder / "log"
         # A server refuses to run as root.
         self._user = "mysql" if os.name == "posix" and os.geteuid() == 0 else None
-        self.port = _free_port()
+        self.port = free_port()
         self._command = [
             binary,
             "--no-defaults",
@@ -191,13 +188,6 @@ def private_server(options: Sequence[str] = ()) -> Iterator[PrivateServer]:
             server.stop()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def _wait_for(port: int, process: subprocess.Popen[bytes] | None = None, log: Path | None = None) -> None:
     deadline = time.monotonic() + _PATIENCE
     while True:
@@ -215,30 +205,8 @@ def _wait_for(port: int, process: subprocess.Popen[bytes] | None = None, log: Pa
             return
 
 
-def _docker_answers() -> bool:
-    if shutil.which("docker") is None:
-        return False
-    try:
-        return subprocess.run(["docker", "info"], capture_output=True, timeout=10, check=False).returncode == 0
-    except subprocess.TimeoutExpired:
-        return False
-
-
 @contextmanager
 def _container() -> Iterator[str]:
-    started = subprocess.run(
-        ["docker", "run", "--detach", "--rm", *_CONTAINER_OPTIONS, _IMAGE],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if started.returncode != 0:
-        raise UnavailableError(f"docker cannot run {_IMAGE}: {started.stderr.strip()}")
-    container = started.stdout.strip()
-    try:
-        found = subprocess.run(["docker", "port", container, "3306"], capture_output=True, text=True, check=True)
-        port = int(found.stdout.split()[0].rpartition(":")[2])
+    with container(_IMAGE, 3306, environment=_CONTAINER_ENVIRONMENT) as port:
         _wait_for(port)
         yield f"mysql://root@127.0.0.1:{port}/{_DATABASE}"
-    finally:
-        subprocess.run(["docker", "kill", container], capture_output=True, check=False)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from providers.errors import UnavailableError
-from providers.postgres import free_port, unprivileged_user
+from providers.ports import free_port
+from providers.postgres import unprivileged_user
 
 __all__ = ["PrivatePgBouncer"]
 

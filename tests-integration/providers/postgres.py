@@ -9,7 +9,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -22,8 +21,9 @@ from typing import Any
 import psutil
 
 from providers.errors import UnavailableError
+from providers.ports import free_port
 
-__all__ = ["PrivatePostgres", "find_program", "free_port", "serve_postgres", "unprivileged_user"]
+__all__ = ["PrivatePostgres", "find_program", "serve_postgres", "unprivileged_user"]
 
 _START_TIMEOUT = 60.0
 _POLL = 0.05
@@ -236,11 +236,3 @@ def unprivileged_user() -> str | None:
         if name in known:
             return name
     raise UnavailableError("the server does not run as root, and there is no other user to run it as")
-
-
-def free_port() -> int:
-    """A port of the loopback address that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -21,7 +21,9 @@ from typing import Any
 
 import redis
 
+from providers.containers import container, docker_answers
 from providers.errors import UnavailableError
+from providers.ports import free_port
 
 __all__ = [
     "DURABLE",
@@ -32,7 +34,6 @@ __all__ = [
     "connected",
     "find_redis",
     "find_valkey",
-    "free_port",
     "private_redis",
     "sentinel",
     "serve_redis",
@@ -410,17 +411,10 @@ def serve_redis_cluster() -> Iterator[str]:
 
 @contextmanager
 def _container() -> Iterator[str]:
-    command = ["docker", "run", "--detach", "--rm", "--publish=127.0.0.1::6379", _IMAGE]
-    try:
-        started = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise UnavailableError("neither Docker nor redis-server nor valkey-server is here") from None
-    if started.returncode != 0:
-        raise UnavailableError(f"no redis-server is here, and docker cannot run {_IMAGE}: {started.stderr.strip()}")
-    name = started.stdout.strip()
-    try:
-        found = subprocess.run(["docker", "port", name, "6379"], capture_output=True, text=True, check=True)
-        url = f"redis://127.0.0.1:{int(found.stdout.split()[0].rpartition(':')[2])}/0"
+    if not docker_answers():
+        raise UnavailableError("neither Docker nor redis-server nor valkey-server is here")
+    with container(_IMAGE, 6379) as port:
+        url = f"redis://127.0.0.1:{port}/0"
 
         def answers() -> bool:
             try:
@@ -431,8 +425,6 @@ def _container() -> Iterator[str]:
 
         wait_until(answers, lambda: "the container does not answer")
         yield url
-    finally:
-        subprocess.run(["docker", "kill", name], capture_output=True, check=False)
 
 
 def wait_until(is_so: Callable[[], Any], words: Callable[[], str]) -> None:
@@ -447,14 +439,6 @@ def wait_until(is_so: Callable[[], Any], words: Callable[[], str]) -> None:
         if time.monotonic() > deadline:
             raise UnavailableError(f"the server did not come up: {words()}")
         time.sleep(_POLL)
-
-
-def free_port() -> int:
-    """A port of loopback that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _port_of_a_node() -> int:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +11,7 @@ from secrets import token_hex
 from typing import Any
 from urllib.parse import quote
 
+from providers.containers import container, docker_answers
 from providers.errors import UnavailableError
 from saga_bus.store import SagaStoreError
 from saga_bus.store_sqlserver._location import parse_location
@@ -56,7 +55,7 @@ def serve_sqlserver() -> Iterator[str]:
     Raises:
         UnavailableError: None can be had.
     """
-    if not _docker_answers():
+    if not docker_answers():
         raise UnavailableError(
             "no SQL Server can be had here: Docker does not answer, and SAGA_TEST_SQLSERVER_URL names none "
             "(mssql://user:password@host:port/database)"
@@ -66,18 +65,11 @@ def serve_sqlserver() -> Iterator[str]:
     except SagaStoreError as error:
         raise UnavailableError(str(error)) from error
     password = f"Aa1-{token_hex(12)}"
-    options = ["--publish=127.0.0.1::1433", "--env=ACCEPT_EULA=Y", f"--env=MSSQL_SA_PASSWORD={password}"]
-    started = _docker("run", "--detach", "--rm", *options, _IMAGE)
-    if started.returncode != 0:
-        raise UnavailableError(f"docker cannot run {_IMAGE}: {started.stderr.strip()}")
-    container = started.stdout.strip()
-    try:
-        port = int(_docker("port", container, "1433").stdout.split()[0].rpartition(":")[2])
+    environment = {"ACCEPT_EULA": "Y", "MSSQL_SA_PASSWORD": password}
+    with container(_IMAGE, 1433, environment=environment) as port:
         query = f"driver={quote(driver, safe='')}&encrypt=yes&trust_server_certificate=yes"
         _create_database(f"mssql://sa:{password}@127.0.0.1:{port}/master?{query}")
         yield f"mssql://sa:{password}@127.0.0.1:{port}/{_DATABASE}?{query}"
-    finally:
-        _docker("kill", container)
 
 
 def _create_database(url: str) -> None:
@@ -92,16 +84,3 @@ def _create_database(url: str) -> None:
             time.sleep(1)
         else:
             return
-
-
-def _docker_answers() -> bool:
-    if shutil.which("docker") is None:
-        return False
-    try:
-        return _docker("info", timeout=10).returncode == 0
-    except subprocess.TimeoutExpired:
-        return False
-
-
-def _docker(*arguments: str, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=timeout, check=False)

@@ -11,7 +11,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from providers import UnavailableError
-from providers.redis import PrivateRedis, free_port, private_redis
+from providers.ports import free_port
+from providers.redis import PrivateRedis, private_redis
 from redis_helpers import NAME, state, store_on
 from saga_bus.store import StoreUnavailableError
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from providers.redis import free_port
+from providers.ports import free_port
 from redis_helpers import store_on
 from saga_bus.store import StoreUnavailableError
 
