@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
 from saga_bus.store import (
     Coalescer,
     DuplicateSagaError,
-    OutcomeUnknownError,
     SagaRow,
     SagaStoreError,
     SchemaError,
@@ -21,97 +19,25 @@ from saga_bus.store import (
 )
 from saga_bus.store.coalesce import Activity
 from saga_bus.store_redis._errors import error_of_reply
+from saga_bus.store_redis._items import Candidate, Read, Write, key_of, parts_of
 from saga_bus.store_redis._keys import LAYOUT, Keys, parse_record, record_fields
+from saga_bus.store_redis._replication import Replication
 from saga_bus.store_redis._routes import Route, run_script
 from saga_bus.store_redis._scripts import READ, WRITE
-from saga_bus.store_redis._servers import Command
 
-__all__ = ["Candidate", "Groups", "Replication"]
+__all__ = ["Groups"]
 
-ItemT = TypeVar("ItemT", bound="_Read | _Write")
+ItemT = TypeVar("ItemT", bound="Read | Write")
 ResultT = TypeVar("ResultT")
 Outcome = bool | list[str]
 
 _IN_FLIGHT = 2  # while the server works on one group, the next one is packed
 _MOST = 128
-_BYTES = 4 * 1024 * 1024  # one script runs at a time: a larger one would hold up everybody
 _GONE, _DANGLING = -1, -2
 _LAYOUT = b"%d" % LAYOUT
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Outcome]).decode
-
-
-@dataclass(frozen=True)
-class Replication:
-    """How many replicas must have a write before it is acknowledged.
-
-    Args:
-        replicas: How many; 0 asks none.
-        timeout: How long to wait for them, in seconds.
-    """
-
-    replicas: int
-    timeout: float
-
-    def commands(self) -> list[Command]:
-        """What to send behind a write."""
-        return [[b"WAIT", b"%d" % self.replicas, b"%d" % (self.timeout * 1000)]] if self.replicas else []
-
-    def shortage(self, replies: Sequence[Any]) -> OutcomeUnknownError | None:
-        """What is wrong where too few replicas have the write.
-
-        Args:
-            replies: The replies to `commands`.
-        """
-        if not replies or (isinstance(replies[0], int) and replies[0] >= self.replicas):
-            return None
-        found = f"{replies[0]} of {self.replicas} replicas had it in time"
-        if not isinstance(replies[0], int):
-            found = f"the server refused to wait for replicas ({replies[0]})"
-        return OutcomeUnknownError(f"the write was applied, but {found}: a failover may lose it")
-
-
-class Candidate(NamedTuple):
-    """A completed saga that may be purged.
-
-    Args:
-        saga_id: Its id.
-        correlation_id: Its correlation id.
-        updated_at: The 18 digits of its last update.
-    """
-
-    saga_id: bytes
-    correlation_id: bytes
-    updated_at: bytes
-
-
-class _Read(NamedTuple):
-    keys: Keys
-    kind: bytes  # s for a saga, c for a correlation id
-    value: bytes
-
-    @property
-    def size(self) -> int:
-        return 0
-
-    def key(self) -> bytes:
-        return (self.keys.states if self.kind == b"s" else self.keys.pointers) + self.value
-
-
-class _Write(NamedTuple):
-    keys: Keys
-    saga_id: str
-    correlation_id: str | None  # where it is known, so that its key can be named
-    operation: str
-    expected: str
-    version: str
-    fields: tuple[str, str, str, str]  # created_at, updated_at, due_at, flags
-    document: bytes
-
-    @property
-    def size(self) -> int:
-        return len(self.document)
 
 
 class Groups:
@@ -128,12 +54,12 @@ class Groups:
         self._ttl = b"" if ttl is None else b"%d" % ttl
         self._replication = replication
         activity = Activity()
-        self._reads: Coalescer[_Read, bytes | None] = Coalescer(
+        self._reads: Coalescer[Read, bytes | None] = Coalescer(
             self._read, max_size=_MOST, max_in_flight=_IN_FLIGHT, alone=self._read_alone, activity=activity
         )
-        self._writes: Coalescer[_Write, Outcome] = Coalescer(
+        self._writes: Coalescer[Write, Outcome] = Coalescer(
             self._write,
-            key=_key,
+            key=key_of,
             max_size=_MOST,
             max_in_flight=_IN_FLIGHT,
             alone=self._write_alone,
@@ -154,7 +80,7 @@ class Groups:
             keys: The keys of its type.
             saga_id: The saga's id.
         """
-        return await self._reads.call(_Read(keys, b"s", saga_id.encode()))
+        return await self._reads.call(Read(keys, b"s", saga_id.encode()))
 
     async def get_by_correlation_id(self, keys: Keys, correlation_id: str) -> bytes | None:
         """Fetch a document.
@@ -163,7 +89,7 @@ class Groups:
             keys: The keys of its type.
             correlation_id: The saga's correlation id.
         """
-        return await self._reads.call(_Read(keys, b"c", correlation_id.encode()))
+        return await self._reads.call(Read(keys, b"c", correlation_id.encode()))
 
     async def insert(self, keys: Keys, row: SagaRow, correlation_id: str) -> bool:
         """Insert a saga.
@@ -179,7 +105,7 @@ class Groups:
         Raises:
             DuplicateSagaError: A key is taken.
         """
-        item = _Write(
+        item = Write(
             keys, row.saga_id, correlation_id, "insert", "", str(row.version), record_fields(row), row.document
         )
         outcome = await self._writes.call(item)
@@ -209,7 +135,7 @@ class Groups:
             ConcurrencyError: Another version is there, or none.
         """
         version = str(row.version)
-        item = _Write(
+        item = Write(
             keys, row.saga_id, None, "update", str(expected_version), version, record_fields(row), row.document
         )
         await self._change(item, row.saga_name, expected_version)
@@ -227,7 +153,7 @@ class Groups:
             ConcurrencyError: Another version is there, or none.
         """
         expected = "" if expected_version is None else str(expected_version)
-        item = _Write(keys, saga_id, None, "delete", expected, "", ("", "", "", ""), b"")
+        item = Write(keys, saga_id, None, "delete", expected, "", ("", "", "", ""), b"")
         await self._change(item, saga_name, expected_version)
 
     async def purge(self, keys: Keys, candidates: Sequence[Candidate]) -> int:
@@ -240,7 +166,7 @@ class Groups:
         deleted = 0
         for first in range(0, len(candidates), _MOST):
             items = [
-                _Write(
+                Write(
                     *(keys, saga_id.decode(), correlation_id.decode(), "purge", "", ""),
                     ("", updated_at.decode(), "", ""),
                     b"",
@@ -253,7 +179,7 @@ class Groups:
                 deleted += outcome is True
         return deleted
 
-    async def _change(self, item: _Write, saga_name: str, expected_version: int | None) -> None:
+    async def _change(self, item: Write, saga_name: str, expected_version: int | None) -> None:
         outcome = await self._writes.call(item)
         match outcome:
             case ["pointer", correlation_id]:
@@ -273,7 +199,7 @@ class Groups:
 
     # -- reads ---------------------------------------------------------------------------------------------
 
-    async def _read_alone(self, item: _Read) -> bytes | None:
+    async def _read_alone(self, item: Read) -> bytes | None:
         if item.kind == b"s":
             return _document(await self._value(item.key()), item)
         (found,) = await self._read_part((item,))
@@ -281,10 +207,10 @@ class Groups:
             raise found
         return found
 
-    async def _read(self, items: Sequence[_Read]) -> Sequence[bytes | BaseException | None]:
+    async def _read(self, items: Sequence[Read]) -> Sequence[bytes | BaseException | None]:
         return await self._in_parts(items, self._read_part)
 
-    async def _read_part(self, items: Sequence[_Read]) -> Sequence[bytes | BaseException | None]:
+    async def _read_part(self, items: Sequence[Read]) -> Sequence[bytes | BaseException | None]:
         keys = [item.key() for item in items]
         try:
             (reply,) = await run_script(self._route, READ, keys, b"".join(item.kind for item in items), writing=False)
@@ -306,7 +232,7 @@ class Groups:
                 documents.append(_document(values[start:end], item))
         return documents
 
-    async def _read_slowly(self, item: _Read) -> bytes | None:
+    async def _read_slowly(self, item: Read) -> bytes | None:
         key: bytes | None = item.key()
         if item.kind == b"c":
             saga_id = await self._value(item.key())
@@ -322,10 +248,10 @@ class Groups:
 
     # -- writes --------------------------------------------------------------------------------------------
 
-    async def _write(self, items: Sequence[_Write]) -> Sequence[Outcome | BaseException]:
+    async def _write(self, items: Sequence[Write]) -> Sequence[Outcome | BaseException]:
         return await self._in_parts(items, self._write_part)
 
-    async def _write_alone(self, item: _Write) -> Outcome:
+    async def _write_alone(self, item: Write) -> Outcome:
         index, states, pointers = item.keys
         keys = [index, states + item.saga_id.encode()]
         if item.correlation_id is not None:
@@ -345,7 +271,7 @@ class Groups:
             raise outcome
         return outcome
 
-    async def _write_part(self, items: Sequence[_Write]) -> Sequence[Outcome | BaseException]:
+    async def _write_part(self, items: Sequence[Write]) -> Sequence[Outcome | BaseException]:
         places: dict[bytes, int] = {}
         packed = []
         for item in items:
@@ -398,7 +324,7 @@ class Groups:
         run: Callable[[Sequence[ItemT]], Awaitable[Sequence[ResultT | BaseException]]],
     ) -> Sequence[ResultT | BaseException]:
         """Run a group in as many parts as it needs, so that an error is that of its part alone."""
-        parts = list(_parts(items, apart=self._route.is_cluster))
+        parts = list(parts_of(items, apart=self._route.is_cluster))
         if len(parts) == 1:
             return await run(items)
         outcomes: list[ResultT | BaseException] = [_unexpected("nothing")] * len(items)
@@ -409,11 +335,7 @@ class Groups:
         return outcomes
 
 
-def _key(item: _Write) -> tuple[bytes, str]:
-    return item.keys.index_key, item.saga_id
-
-
-def _document(value: bytes | None, item: _Read) -> bytes | None:
+def _document(value: bytes | None, item: Read) -> bytes | None:
     if value is None:
         return None
     try:
@@ -422,21 +344,6 @@ def _document(value: bytes | None, item: _Read) -> bytes | None:
         raise SchemaError("a key of the store holds something else: choose another prefix") from None
     # A correlation id whose saga was evicted may name one that came later.
     return record.document if item.kind == b"s" or record.correlation_id == item.value else None
-
-
-def _parts(items: Sequence[_Read] | Sequence[_Write] | Sequence[Any], *, apart: bool) -> Iterator[list[int]]:
-    """The places of the items that go together: not more than a server should do at once, and in one hash slot."""
-    open_parts: dict[bytes, tuple[list[int], int]] = {}
-    for place, item in enumerate(items):
-        tag = item.keys.index_key if apart else b""
-        places, size = open_parts.get(tag, ([], 0))
-        if places and size + item.size > _BYTES:
-            yield places
-            places, size = [], 0
-        places.append(place)
-        open_parts[tag] = places, size + item.size
-    for places, _ in open_parts.values():
-        yield places
 
 
 async def _by_itself(
@@ -451,7 +358,7 @@ async def _by_itself(
 
 
 async def _each(
-    items: Sequence[_Read], read: Callable[[_Read], Awaitable[bytes | None]]
+    items: Sequence[Read], read: Callable[[Read], Awaitable[bytes | None]]
 ) -> list[bytes | BaseException | None]:
     outcomes = await asyncio.gather(*(read(item) for item in items), return_exceptions=True)
     return list(outcomes)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from saga_bus.store import CursorPosition, FoundRow, SagaFilter, SagaQuery, StoreUnavailableError
 from saga_bus.store.checks import microseconds
-from saga_bus.store_redis._groups import Candidate
+from saga_bus.store_redis._items import Candidate
 from saga_bus.store_redis._keys import Keys, moment_of_text, parse_record, text_of_microseconds, text_of_moment
 from saga_bus.store_redis._routes import Route, run_script
 from saga_bus.store_redis._scripts import COUNT, FIND, HEAL

@@ -24,11 +24,12 @@ from saga_bus.store import (
 )
 from saga_bus.store.checks import check_count
 from saga_bus.store_redis import _schema as schema_work
-from saga_bus.store_redis._groups import Groups, Replication
+from saga_bus.store_redis._groups import Groups
 from saga_bus.store_redis._health import warnings_about
 from saga_bus.store_redis._keys import Keys, check_prefix, keys_of
 from saga_bus.store_redis._location import Location
 from saga_bus.store_redis._queries import choose, count_sagas, find_sagas
+from saga_bus.store_redis._replication import Replication
 from saga_bus.store_redis._routes import ClusterRoute, Route, SingleRoute
 from saga_bus.store_redis._servers import Limits
 
