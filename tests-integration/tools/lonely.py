@@ -42,8 +42,8 @@ def check_alone(wheel: Path, wheels: Mapping[str, Path], *, extra: str | None = 
     Args:
         wheel: The file.
         wheels: Every wheel of this repository by its distribution's name; those that it needs come from here.
-        extra: Install this extra too, and import the modules below the directory of its name; without it
-            those are left out.
+        extra: Install this extra too, and import the modules that have its name, such as ``nats``, ``_nats`` and
+            ``_nats_pull``, or are below a directory of it; without it those are left out.
 
     Returns:
         One sentence for each problem.
@@ -76,8 +76,14 @@ def check_alone(wheel: Path, wheels: Mapping[str, Path], *, extra: str | None = 
 def _importable(wheel: Path, extra: str | None) -> list[str]:
     modules = modules_of(wheel)
     if extra is None:
-        return [module for module in modules if not extras_of(wheel) & set(module.split("."))]
-    return [module for module in modules if extra in module.split(".")]
+        extras = extras_of(wheel)
+        return [module for module in modules if not any(_needs(module, each) for each in extras)]
+    return [module for module in modules if _needs(module, extra)]
+
+
+def _needs(module: str, extra: str) -> bool:
+    parts = [part.removeprefix("_") for part in module.split(".")]
+    return any(part == extra or part.startswith(f"{extra}_") for part in parts)
 
 
 def _import_problems(python: Path, modules: list[str], folder: Path) -> list[str]:

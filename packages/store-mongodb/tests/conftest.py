@@ -1,12 +1,19 @@
 import pytest
 from pymongo import MongoClient
 
-from mongodb_helpers import private_server
+from mongodb_helpers import collect_sockets, private_server
 from providers.mongodb import PrivateMongo
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.import_plugin("providers.plugin")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left():
+    """Leave nothing that would be collected, with a warning, in somebody else's test."""
+    yield
+    collect_sockets()
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,81 @@
+"""What is asked of the server: the items of groups, and which of them go together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from saga_bus.store_redis._keys import Keys
+
+__all__ = ["Candidate", "Read", "Write", "key_of", "parts_of"]
+
+_BYTES = 4 * 1024 * 1024  # one script runs at a time: a larger one would hold up everybody
+
+
+class Candidate(NamedTuple):
+    """A completed saga that may be purged.
+
+    Args:
+        saga_id: Its id.
+        correlation_id: Its correlation id.
+        updated_at: The 18 digits of its last update.
+    """
+
+    saga_id: bytes
+    correlation_id: bytes
+    updated_at: bytes
+
+
+class Read(NamedTuple):
+    """A saga to be read, by its id or by its correlation id."""
+
+    keys: Keys
+    kind: bytes  # s for a saga, c for a correlation id
+    value: bytes
+
+    @property
+    def size(self) -> int:
+        """The bytes that it sends, roughly."""
+        return 0
+
+    def key(self) -> bytes:
+        """The key that is read."""
+        return (self.keys.states if self.kind == b"s" else self.keys.pointers) + self.value
+
+
+class Write(NamedTuple):
+    """A saga to be written or deleted."""
+
+    keys: Keys
+    saga_id: str
+    correlation_id: str | None  # where it is known, so that its key can be named
+    operation: str
+    expected: str
+    version: str
+    fields: tuple[str, str, str, str]  # created_at, updated_at, due_at, flags
+    document: bytes
+
+    @property
+    def size(self) -> int:
+        """The bytes that it sends, roughly."""
+        return len(self.document)
+
+
+def key_of(item: Write) -> tuple[bytes, str]:
+    """What no two writes of a group may share, and what a group is sorted by."""
+    return item.keys.index_key, item.saga_id
+
+
+def parts_of(items: Sequence[Read] | Sequence[Write] | Sequence[Any], *, apart: bool) -> Iterator[list[int]]:
+    """The places of the items that go together: not more than a server should do at once, and in one hash slot."""
+    open_parts: dict[bytes, tuple[list[int], int]] = {}
+    for place, item in enumerate(items):
+        tag = item.keys.index_key if apart else b""
+        places, size = open_parts.get(tag, ([], 0))
+        if places and size + item.size > _BYTES:
+            yield places
+            places, size = [], 0
+        places.append(place)
+        open_parts[tag] = places, size + item.size
+    for places, _ in open_parts.values():
+        yield places
