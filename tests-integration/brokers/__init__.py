@@ -1,8 +1,9 @@
 """Real brokers for the tests: one provider for each, tried in the same order as those of `providers`.
 
 First comes a broker that ``SAGA_TEST_<BROKER>_URL`` names, then one that listens on its usual port of this machine,
-then a private one started from this machine's binaries. Where nothing can be had, tests of the broker are skipped
-with the reason, unless ``SAGA_TEST_REQUIRE`` names it. Tests share a broker, each with a prefix of its own.
+then a container where Docker answers, then a private one started from this machine's binaries. Where nothing can be
+had, tests of the broker are skipped with the reason, unless ``SAGA_TEST_REQUIRE`` names it. Tests share a broker, each
+with a prefix of its own.
 """
 
 from __future__ import annotations
@@ -10,44 +11,99 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from brokers.kafka import serve_kafka
 from brokers.private import PrivateBroker, private_nats, private_rabbitmq, private_redis
+from providers.containers import container, docker_answers
+from providers.errors import UnavailableError
 
 __all__ = ["BROKERS", "new_prefix", "serve_broker"]
 
-Serve = Callable[[], AbstractContextManager[str]]
+_PATIENCE = 60.0  # seconds
 
 
-_NATS = 4222
+class _Kind(NamedTuple):
+    """How a kind of broker is had.
+
+    Args:
+        port: Its usual port.
+        url: Its URL, with ``{port}``.
+        image: The image of a container.
+        command: The container's command, instead of the image's own.
+        hello: What it answers to.
+        answer: What is in the answer of one that takes work.
+        private: Makes a private one.
+    """
+
+    port: int
+    url: str
+    image: str
+    command: tuple[str, ...]
+    hello: bytes
+    answer: bytes
+    private: Callable[[Path], PrivateBroker]
 
 
-def _local_or_private(url: str, port: int, private: Callable[[Path], PrivateBroker]) -> Serve:
-    @contextmanager
-    def serving() -> Iterator[str]:
-        if _answers(port):
-            yield url
-            return
+# NATS greets with what it can, and may be there without JetStream.
+_NATS = _Kind(
+    4222, "nats://127.0.0.1:{port}", "nats:2.10", ("nats-server", "-js"), b"", b'"jetstream":true', private_nats
+)
+_RABBITMQ = _Kind(
+    5672,
+    "amqp://guest:guest@127.0.0.1:{port}/",
+    "rabbitmq:4.1",
+    (),
+    b"AMQP\x00\x00\x09\x01",
+    b"AMQPLAIN",
+    private_rabbitmq,
+)
+_REDIS = _Kind(6379, "redis://127.0.0.1:{port}", "redis:8", (), b"PING\r\n", b"PONG", private_redis)
+
+
+@contextmanager
+def _serve(kind: _Kind) -> Iterator[str]:
+    if _answers(kind, kind.port):
+        yield kind.url.format(port=kind.port)
+    elif docker_answers():
+        with container(kind.image, kind.port, command=kind.command) as port:
+            deadline = time.monotonic() + _PATIENCE
+            while not _answers(kind, port):
+                if time.monotonic() > deadline:
+                    raise UnavailableError(f"{kind.image} did not come up")
+                time.sleep(0.1)
+            yield kind.url.format(port=port)
+    else:
         with tempfile.TemporaryDirectory(prefix="saga-bus-broker-", ignore_cleanup_errors=True) as folder:
-            broker = private(Path(folder))
+            broker = kind.private(Path(folder))
             broker.start()
             try:
                 yield broker.url
             finally:
                 broker.kill()
 
-    return serving
+
+def _answers(kind: _Kind, port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), 1) as connection:
+            connection.settimeout(1)
+            connection.sendall(kind.hello)
+            return kind.answer in connection.recv(4096)
+    except OSError:
+        return False
 
 
-BROKERS: Mapping[str, Serve] = {
+BROKERS: Mapping[str, Callable[[], AbstractContextManager[str]]] = {
     "kafka": serve_kafka,
-    "nats": _local_or_private("nats://127.0.0.1:4222", _NATS, private_nats),
-    "rabbitmq": _local_or_private("amqp://guest:guest@127.0.0.1:5672/", 5672, private_rabbitmq),
-    "redis-streams": _local_or_private("redis://127.0.0.1:6379", 6379, private_redis),
+    "nats": partial(_serve, _NATS),
+    "rabbitmq": partial(_serve, _RABBITMQ),
+    "redis-streams": partial(_serve, _REDIS),
 }
 
 
@@ -76,14 +132,3 @@ def serve_broker(name: str, environment: Mapping[str, str] = os.environ) -> Iter
 def new_prefix() -> str:
     """A prefix that no other test has."""
     return f"t{uuid.uuid4().hex[:12]}"
-
-
-def _answers(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), 1) as connection:
-            if port != _NATS:
-                return True
-            connection.settimeout(1)  # it greets with what it can, and may be there without JetStream
-            return b'"jetstream":true' in connection.recv(4096)
-    except OSError:
-        return False
