@@ -271,3 +271,20 @@ def test_a_lone_lane_times_each_statement_by_itself(url):
                 assert await store.get_by_id(SAGA, state.metadata.saga_id) is not None
 
     asyncio.run(run())
+
+
+def test_statements_that_a_lane_has_prepared_survive_a_change_of_the_table(url):
+    """What a statement returns has another type then, which PostgreSQL refuses for a statement prepared before."""
+
+    async def run():
+        async with store_on(url) as store, connected(url) as connection:
+            for prefix, change in (("a", "version TYPE integer"), ("b", "saga_name TYPE varchar(128)"), ("c", None)):
+                states = await inserted(store, 4, prefix)
+                stale = [store.update(SAGA, follow(follow(state)), 1) for state in states]
+                outcomes = await asyncio.gather(*stale, return_exceptions=True)
+                assert [(type(each), each.actual_version) for each in outcomes] == [(ConcurrencyError, 0)] * 4
+                if change:
+                    await connection.execute(f"ALTER TABLE {store._quoted} ALTER COLUMN {change}")
+            assert await store.count(SagaFilter()) == 12
+
+    asyncio.run(run())

@@ -124,14 +124,13 @@ def test_the_hot_path_reads_by_the_keys(url):
         async with store_on(url) as store, connected(url) as connection:
             await filled(store, connection)
             sql = store._statements
-            texts = [["x"]] * 12
-            texts[2] = texts[-1] = ["1"]
+            group = json.dumps([{"number": n, "extra": "1", "saga_name": "x", "saga_id": "y"} for n in range(64)])
             for statement, parameters in (
                 (sql.get_one["saga_id"], ("x", "y")),
                 (sql.get_one["correlation_id"], ("x", "y")),
                 (sql.get_many["saga_id"], (["x"] * 64, ["y"] * 64)),
                 (sql.get_many["correlation_id"], (["x"] * 64, ["y"] * 64)),
-                (sql.update_many, texts),
+                (sql.update_many, (group,)),
                 (sql.select_versions, (["x"] * 64, ["y"] * 64)),
                 (sql.delete_version, ("x", "y", 1)),
             ):

@@ -132,6 +132,7 @@ class Connections:
 
     Attributes:
         keeps: Whether there are connections enough to keep some.
+        prepares: Whether a kept connection can keep prepared statements, too.
         command_timeout: For the answer to a statement on the own pool, in seconds; None for what a given one says.
     """
 
@@ -141,6 +142,7 @@ class Connections:
         self._acquire_timeout = acquire_timeout
         self._returning: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
         self.keeps = settings is not None and settings.max_size >= _LEAST_FOR_KEEPING
+        self.prepares = self.keeps and settings is not None and settings.statement_cache_size > 0
         self.command_timeout = None if settings is None else settings.command_timeout
 
     async def open(self) -> None:

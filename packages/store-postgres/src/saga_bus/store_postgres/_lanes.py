@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
+from time import monotonic
 from typing import Any
+
+import asyncpg  # type: ignore[import-untyped]
 
 from saga_bus.store_postgres._alone import retried
 from saga_bus.store_postgres._connections import Connections, drop_broken, is_usable
@@ -17,6 +20,8 @@ __all__ = ["Lane", "Lanes"]
 class Lane:
     """Runs statements one after the other, on a connection that it keeps where the pool is the store's own.
 
+    On a kept connection it keeps its prepared statements, too, which spares asyncpg looking for them at each call.
+
     Args:
         connections: The pool.
     """
@@ -24,8 +29,8 @@ class Lane:
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
         self._kept: Any = None
-        seconds = connections.command_timeout
-        self._timer = None if seconds is None else _Timer(seconds)
+        self._prepared: dict[str, Any] = {}  # on the kept connection
+        self._timer = _Timer(connections.command_timeout)
 
     def read(self, statement: str, *parameters: Any) -> Awaitable[list[Any]]:
         """Run a statement that changes nothing, and return its rows.
@@ -47,61 +52,90 @@ class Lane:
 
     async def close(self) -> None:
         """Give the kept connection back."""
-        if self._timer is not None:
-            self._timer.close()
-        kept, self._kept = self._kept, None
+        self._timer.close()
+        kept = self._kept
+        self._forget()
         if kept is not None:
             await self._connections.give_back(kept)
 
     async def _fetch(
         self, statement: str, parameters: Sequence[Any], *, writing: bool, again: bool = False
     ) -> list[Any]:
-        connection = self._kept
-        if connection is None or not is_usable(connection):
-            connection = await self._replaced(connection)
+        connection, running = self._kept, self._begun(statement, parameters)
+        if running is None:
+            if connection is None or not is_usable(connection):
+                connection = await self._replaced(connection)
+            running = self._run(connection, statement, parameters)
         rows: list[Any] | None = None
         try:
-            if self._timer is None:
-                rows = await connection.fetch(statement, *parameters)
-            else:
-                self._timer.start()
-                try:
-                    rows = await connection.fetch_untimed(statement, *parameters)
-                finally:
-                    self._timer.stop()
+            self._timer.start()
+            try:
+                rows = await running
+            finally:
+                self._timer.stop()
         except asyncio.CancelledError:
-            if self._timer is None or not self._timer.has_expired():
+            if not self._timer.has_expired():
                 raise
-            self._kept = None
+            self._forget()
             self._connections.give_back_later(connection)
             connection = None
             late = TimeoutError()
             raise translated(late, writing=writing) from late
         except DRIVER_ERRORS as error:
             drop_broken(connection, error)
-            # Serializable transactions can fail by reading, too.
-            if writing or again or sqlstate_of(error) not in ROLLED_BACK:
+            if again or not self._did_nothing(error, writing=writing):
                 raise translated(error, writing=writing) from error
         finally:
             if self._kept is None and connection is not None:
                 await self._connections.give_back(connection)
-        return await self._read_again(statement, parameters) if rows is None else rows
+        return await self._fetch_again(statement, parameters, writing=writing) if rows is None else rows
 
-    async def _read_again(self, statement: str, parameters: Sequence[Any]) -> list[Any]:
+    def _begun(self, statement: str, parameters: Sequence[Any]) -> Awaitable[list[Any]] | None:
+        """A statement that is prepared on the kept connection, if that is open."""
+        prepared = self._prepared.get(statement)
+        if prepared is None:
+            return None
+        try:
+            rows: Awaitable[list[Any]] = prepared.fetch(*parameters)
+        except asyncpg.InterfaceError:  # asyncpg looks at the connection here, before anything runs
+            return None
+        return rows
+
+    async def _run(self, connection: Any, statement: str, parameters: Sequence[Any]) -> list[Any]:
+        rows: list[Any]
+        if self._connections.prepares:
+            prepared = self._prepared[statement] = await connection.prepare(statement)
+            rows = await prepared.fetch(*parameters)
+        else:
+            fetch = connection.fetch if self._connections.command_timeout is None else connection.fetch_untimed
+            rows = await fetch(statement, *parameters)
+        return rows
+
+    def _did_nothing(self, error: BaseException, *, writing: bool) -> bool:
+        if isinstance(error, asyncpg.InvalidCachedStatementError):  # the table was altered
+            self._prepared.clear()
+            return True
+        return not writing and sqlstate_of(error) in ROLLED_BACK  # serializable transactions can fail by reading, too
+
+    async def _fetch_again(self, statement: str, parameters: Sequence[Any], *, writing: bool) -> list[Any]:
         async def attempt() -> tuple[list[Any]]:
-            return (await self._fetch(statement, parameters, writing=False, again=True),)
+            return (await self._fetch(statement, parameters, writing=writing, again=True),)
 
         (rows,) = await retried(attempt)
         return rows
 
     async def _replaced(self, broken: Any) -> Any:
-        self._kept = None
+        self._forget()
         if broken is not None:
             await self._connections.give_back(broken)
         connection = await self._connections.take()
         if self._connections.keeps:
             self._kept = connection
         return connection
+
+    def _forget(self) -> None:
+        self._kept = None
+        self._prepared.clear()
 
 
 class Lanes:
@@ -138,10 +172,10 @@ class _Timer:
     while statements come and go, and when it is due it looks whether the last one is.
 
     Args:
-        seconds: How long a statement may take.
+        seconds: How long a statement may take; None for ever.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float | None) -> None:
         self._seconds = seconds
         self._deadline = 0.0
         self._task: asyncio.Task[Any] | None = None
@@ -151,11 +185,12 @@ class _Timer:
 
     def start(self) -> None:
         """A statement begins in the current task."""
-        loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task(loop)
-        self._deadline = loop.time() + self._seconds
+        if self._seconds is None:
+            return
+        self._task = asyncio.current_task()
+        self._deadline = monotonic() + self._seconds
         if self._handle is None:
-            self._handle = loop.call_at(self._deadline, self._look, loop)
+            self._wait(self._seconds)
 
     def stop(self) -> None:
         """The statement has ended."""
@@ -172,12 +207,16 @@ class _Timer:
         cancelled, self._cancelled = self._cancelled, None
         return cancelled is not None and cancelled.uncancel() <= self._cancelling
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _wait(self, seconds: float) -> None:
+        self._handle = asyncio.get_running_loop().call_later(seconds, self._look)
+
+    def _look(self) -> None:
         self._handle = None
         if self._task is None:
             return
-        if loop.time() < self._deadline:
-            self._handle = loop.call_at(self._deadline, self._look, loop)
+        left = self._deadline - monotonic()
+        if left > 0:
+            self._wait(left)
             return
         self._cancelled, self._cancelling = self._task, self._task.cancelling()
         self._task.cancel()

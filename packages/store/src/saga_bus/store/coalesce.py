@@ -98,13 +98,18 @@ class Coalescer(Generic[ItemT, ResultT]):
         activity.calls += 1
         try:
             if activity.calls == 1 and self._free == self._max_in_flight:  # a cancelled caller's group flies on
-                self._begin_alone(key)
+                # All of it right here: each call in between costs a lone caller time.
+                self._keys.add(key)
+                self._lone = True
                 try:
-                    if self._alone is not None:  # right here: each coroutine in between costs a lone caller time
+                    if self._alone is not None:
                         return await self._alone(item)
                     return await self._run_alone(item)
                 finally:
-                    self._end_alone(key)
+                    self._lone = False
+                    self._keys.discard(key)
+                    if self._waiting or self._joining:
+                        self._go_on()
             future: asyncio.Future[ResultT] = asyncio.get_running_loop().create_future()
             self._waiting.append(_Call(item, key, future))
             self._start()
@@ -121,10 +126,6 @@ class Coalescer(Generic[ItemT, ResultT]):
 
     # -- a lone call ---------------------------------------------------------------------------------------
 
-    def _begin_alone(self, key: Any) -> None:
-        self._keys.add(key)
-        self._lone = True
-
     async def _run_alone(self, item: ItemT) -> ResultT:
         self._free -= 1
         try:
@@ -135,9 +136,7 @@ class Coalescer(Generic[ItemT, ResultT]):
             raise outcome
         return outcome
 
-    def _end_alone(self, key: Any) -> None:
-        self._lone = False
-        self._keys.discard(key)
+    def _go_on(self) -> None:
         while self._waiting and self._waiting[0].future.done():  # cancelled, as all are at a loop's end
             self._waiting.popleft()
         if self._waiting:

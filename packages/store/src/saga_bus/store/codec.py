@@ -92,6 +92,7 @@ class JsonStateCodec:
         self._msgpack = msgspec.msgpack.Encoder(enc_hook=enc_hook)
         self._types: dict[str, type] = {}
         self._decode: dict[str, Callable[[bytes], Any]] = {}
+        self._native: set[type] = set()  # registered types that msgspec encodes as they are
         for saga_name, state_type in (state_types or {}).items():
             self.register(saga_name, state_type)
 
@@ -125,7 +126,7 @@ class JsonStateCodec:
             StateEncodeError: The state holds what the document cannot; the message names the path.
             InvalidSagaError: The state holds a naive datetime.
         """
-        plain = _plain(state)
+        plain = state if type(state) in self._native else _plain(state)
         try:
             document = self._json.encode(plain)
             packed = self._msgpack.encode(plain)
@@ -168,9 +169,11 @@ class JsonStateCodec:
         if _is_pydantic(state_type):
             return lambda document: _decode_pydantic(state_type, document)
         try:
-            return msgspec.json.Decoder(state_type, dec_hook=self._dec_hook).decode
+            decode: Callable[[bytes], Any] = msgspec.json.Decoder(state_type, dec_hook=self._dec_hook).decode
         except TypeError as error:
             raise InvalidSagaError(f"saga {saga_name!r}: msgspec cannot decode {state_type!r}: {error}") from error
+        self._native.add(state_type)
+        return decode
 
     def _search(self, state: Any, plain: Any) -> None:
         try:
