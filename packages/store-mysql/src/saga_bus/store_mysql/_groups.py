@@ -111,17 +111,10 @@ async def update_group(
     Raises:
         SagaStoreError: The server refused.
     """
-    quote = session.quote
     outcomes: list[BaseException | _Alone | None] = [None] * len(items)
-    texts: list[tuple[int, bytes]] = []
-    for number, (row, expected_version) in enumerate(items):
+    for chunk in _chunks([(number, row.document) for number, (row, _) in enumerate(items)]):
         try:
-            texts.append((number, operations.updating(row, expected_version, quote)))
-        except StateCodecError as error:
-            outcomes[number] = error
-    for chunk in _chunks(texts):
-        try:
-            await _update_chunk(session, operations, items, chunk, outcomes)
+            await _update_chunk(session, operations, items, [number for number, _ in chunk], outcomes)
         except MySQLError as error:
             await session.roll_back()
             if not is_transient(error):
@@ -139,16 +132,17 @@ async def _update_chunk(
     session: Session,
     operations: Operations,
     items: Sequence[tuple[SagaRow, int]],
-    chunk: Sequence[tuple[int, bytes]],
+    chunk: Sequence[int],
     outcomes: list[BaseException | _Alone | None],
 ) -> None:
-    keys = [(items[number][0].saga_name.encode(), items[number][0].saga_id.encode()) for number, _ in chunk]
-    _, locked = await session.run(operations.sql.lock_group.filled(_key_list(keys, session.quote)))
-    versions = {(saga_name, saga_id): int(version) for saga_name, saga_id, version in locked.rows}
-    writes: list[bytes] = []
-    for key, (number, text) in zip(keys, chunk, strict=True):
+    quote, sql = session.quote, operations.sql
+    keys = [(items[number][0].saga_name.encode(), items[number][0].saga_id.encode()) for number in chunk]
+    _, locked = await session.run(sql.lock_group.filled(_key_list(keys, quote)))
+    found = {(saga_name, saga_id): (int(version), rest) for saga_name, saga_id, version, rest in locked.rows}
+    texts: list[bytes] = []
+    for key, number in zip(keys, chunk, strict=True):
         row, expected_version = items[number]
-        actual_version = versions.get(key)
+        actual_version, correlation_id = found.get(key, (None, b""))
         if actual_version is None:
             outcomes[number] = ALONE  # somebody else holds it, or it is not there
         elif actual_version != expected_version:
@@ -156,10 +150,17 @@ async def _update_chunk(
                 row.saga_name, row.saga_id, expected_version=expected_version, actual_version=actual_version
             )
         else:
-            writes.append(text)
-    results = await session.run(b";".join([*writes, b"COMMIT"]), commits=bool(writes))
-    if any(result.affected != 1 for result in results[:-1]):
-        raise OutcomeUnknownError("the server did not update a row that was locked for it")
+            try:
+                texts.append(operations.values(row, correlation_id.decode(), quote))
+            except StateCodecError as error:
+                outcomes[number] = error
+    if not texts:
+        await session.roll_back()
+        return
+    write = sql.insert_into + b",\n".join(texts) + sql.over_what_is_there
+    written, _ = await session.run(write + b";COMMIT", commits=True)
+    if written.affected != 2 * len(texts):
+        raise OutcomeUnknownError("the server did not update the rows that were locked for it")
 
 
 def _key_list(keys: Any, quote: Quote) -> bytes:

@@ -12,6 +12,23 @@ INSERT INTO {table} (saga_name, saga_id, correlation_id, version, is_completed, 
                      completed_at, archived_at, timeout_expires_at, outbox_pending, state)
 VALUES """
 VALUES = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+# Behind rows that are all there and locked, by the key that both unique indexes lead to: one statement, and one answer,
+# for the updates of a group. Each changes its version, so the server counts two for each.
+_NEW_VALUES = ", ".join(
+    f"{column} = /*!80019 new.{column} */ /*M! VALUES({column}) */"
+    for column in (
+        "version",
+        "is_completed",
+        "created_at",
+        "updated_at",
+        "completed_at",
+        "archived_at",
+        "timeout_expires_at",
+        "outbox_pending",
+        "state",
+    )
+)
+OVER_WHAT_IS_THERE = f" /*!80019 AS new */ ON DUPLICATE KEY UPDATE {_NEW_VALUES}"
 
 UPDATE = """\
 UPDATE {table}
@@ -40,7 +57,7 @@ WHERE (saga_name, correlation_id) IN (?)"""
 # A row that somebody else holds is left out, so that it stalls nobody here.
 LOCK_GROUP = """\
 BEGIN;
-SELECT CAST(saga_name AS BINARY), CAST(saga_id AS BINARY), version
+SELECT CAST(saga_name AS BINARY), CAST(saga_id AS BINARY), version, CAST(correlation_id AS BINARY)
 FROM {table} FORCE INDEX (PRIMARY)
 WHERE (saga_name, saga_id) IN (?)
 FOR UPDATE SKIP LOCKED"""
@@ -72,6 +89,7 @@ class Statements:
 
         self.insert_into = template(INSERT).filled()
         self.values = template(VALUES)
+        self.over_what_is_there = template(OVER_WHAT_IS_THERE).filled()
         self.update = template(UPDATE)
         self.delete = template(DELETE)
         self.delete_version = template(DELETE_VERSION)
