@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import struct
 from contextlib import suppress
-from threading import Thread
+from threading import Thread, local
 from urllib.parse import quote
 
 import pytest
@@ -41,6 +41,11 @@ def _done(count: int | None = None, *, token: int = 0xFD, command: int = 0, fail
 def counted(count: int) -> bytes:
     """The end of a statement that wrote rows."""
     return _done(count, token=0xFF, command=0xC5)
+
+
+def settled() -> bytes:
+    """The end of a statement that only set something, such as a lock timeout."""
+    return _done(token=0xFF)
 
 
 def error(number: int, text: str, *, severity: int = 14) -> bytes:
@@ -97,6 +102,11 @@ def _called(result: bytes, handle: int) -> bytes:
     return result + struct.pack("<Bi", 0x79, 0) + value + _done(token=0xFE)
 
 
+def is_reset(text: str) -> bool:
+    """Whether a request only sets the lock timeout back, as after a group that went wrong."""
+    return "LOCK_TIMEOUT -1" in text and "LOCK_TIMEOUT 50" not in text and "NOCOUNT" not in text
+
+
 class Endpoint:
     """Listens on a free port of the loopback address, one thread for each client, until it is closed.
 
@@ -111,6 +121,7 @@ class Endpoint:
         self.is_babelfish = False
         self.requests: list[str] = []
         self.sent = b""
+        self._current = local()
         self._prepared: list[str] = []
         self.logins: list[dict[str, str]] = []
         self.cancelled = 0
@@ -155,7 +166,12 @@ class Endpoint:
                 if tokens is not ...:
                     self._send(client, tokens)
 
+    def asks_for(self, text: str) -> bool:
+        """Whether the request that is being answered has a value."""
+        return text.encode("utf-16-le") in self._current.body
+
     def _tokens(self, kind: int, body: bytes):
+        self._current.body = body
         if kind == _PRELOGIN:
             # version, "no encryption", no instance, no thread, no MARS: five options, their offsets, their values
             values = (b"\x10\x00\x0f\xa0\x00\x00", b"\x02", b"\x00", b"\x00" * 4, b"\x00")
@@ -215,7 +231,7 @@ class Endpoint:
             return numbers("alive", 1)
         if "AS babelfish" in text:
             return numbers("babelfish", int(self.is_babelfish))
-        if any(known in text for known in ("sp_datatype_info", "SET NOCOUNT")):
+        if any(known in text for known in ("sp_datatype_info", "SET NOCOUNT")) or is_reset(text):
             return b""
         return self.answer(text)
 
@@ -321,7 +337,7 @@ def endpoint():
         return opened[-1]
 
     make.error, make.counted, make.numbers, make.texts, make.rows = error, counted, numbers, texts, rows
-    make.pairs = pairs
+    make.pairs, make.settled, make.is_reset = pairs, settled, is_reset
     yield make
     for one in opened:
         one.close()

@@ -151,6 +151,28 @@ def test_a_saga_that_a_group_finds_is_read_once(endpoint, url_of):
     assert len([request for request in server.requests if "SELECT state" in request]) == 4
 
 
+@pytest.mark.parametrize(
+    ("number", "groups"),
+    [(650, 3), (1222, 6)],  # the one says that the isolation level is not for groups, the other that a lock is held
+)
+def test_a_group_of_reads_that_the_server_refuses_is_read_one_by_one(endpoint, url_of, number, groups):
+    document = JsonStateCodec().encode(NoteState(note="alone")).decode()
+
+    def answer(sql):
+        return endpoint.error(number, "No.", severity=16) if "READPAST" in sql else endpoint.texts("state", document)
+
+    server = endpoint(answer)
+
+    async def use():
+        async with SqlServerSagaStore(url_of(server.port), state_types={"OrderSaga": NoteState}) as store:
+            for _ in range(6):
+                found = await asyncio.gather(*(store.get_by_id("OrderSaga", str(number)) for number in range(5)))
+                assert [state.note for state in found] == ["alone"] * 5
+
+    asyncio.run(use())
+    assert len([request for request in server.requests if "READPAST" in request]) == groups
+
+
 @pytest.mark.parametrize("note", ["", "x" * 3_000, "😀\N{IDEOGRAPHIC SPACE}ü " * 5_000, "y" * 1_000_000], ids=len)
 def test_a_long_state_comes_back_whole(endpoint, url_of, note):
     written = NoteState(note=note)

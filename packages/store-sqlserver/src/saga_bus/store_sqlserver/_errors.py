@@ -16,12 +16,14 @@ from saga_bus.store import OutcomeUnknownError, SagaStoreError, SchemaError, Sto
 from saga_bus.store_sqlserver._odbc import load
 
 __all__ = [
+    "ends_transaction",
     "error_numbers",
     "is_check_violation",
     "is_deadlock",
     "is_duplicate",
     "lost_connection",
     "odbc_errors",
+    "refuses_readpast",
     "scrubbed",
     "timed_out",
     "translated",
@@ -31,6 +33,9 @@ __all__ = [
 _DUPLICATES = frozenset({2601, 2627})
 _CHECK_VIOLATION = 547
 _DEADLOCK = 1205
+_READPAST_REFUSED = 650
+# After these the server has rolled the whole transaction back.
+_TRANSACTION_ENDED = frozenset({1205, 3960, 3961, 3966, 41301, 41302, 41305, 41325})
 
 _Meaning = tuple[type[SagaStoreError], str]
 
@@ -200,6 +205,24 @@ def is_deadlock(error: BaseException) -> bool:
         error: The driver's error.
     """
     return _DEADLOCK in error_numbers(error)
+
+
+def refuses_readpast(error: BaseException) -> bool:
+    """Whether the server does not pass over locked rows at the isolation level of the session.
+
+    Args:
+        error: The driver's error.
+    """
+    return _READPAST_REFUSED in error_numbers(error)
+
+
+def ends_transaction(error: BaseException) -> bool:
+    """Whether the server has rolled the whole transaction back.
+
+    Args:
+        error: The driver's error.
+    """
+    return not _TRANSACTION_ENDED.isdisjoint(error_numbers(error))
 
 
 def lost_connection(error: BaseException) -> bool:
