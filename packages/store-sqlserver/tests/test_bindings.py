@@ -120,6 +120,20 @@ def test_a_statement_that_is_used_again_is_released_in_the_same_request(endpoint
     assert asyncio.run(use()) == (4 if is_freetds(driver) else 0)
 
 
+@pytest.mark.parametrize("table", ["{brackets}?", "it's ]quoted[", 'a "b" c', "{fn x(?)} -- ? /* ?"])
+def test_a_name_is_nothing_for_the_driver_to_read(endpoint, url_of, table):
+    """Neither a place for a parameter nor one of ODBC's escape sequences."""
+    server = endpoint(lambda sql: endpoint.texts("state"))
+
+    async def use():
+        async with SqlServerSagaStore(url_of(server.port), table=table) as store:
+            assert await store.get_by_id("OrderSaga", "1") is None
+
+    asyncio.run(use())
+    assert types(server.requests[-1]) == KEYS
+    assert f"[{table.replace(']', ']]')}] WHERE" in server.requests[-1]
+
+
 def test_reads_beyond_half_of_the_pool_go_together(sent):
     async def act(store):
         await asyncio.gather(*(store.get_by_id("OrderSaga", str(number)) for number in range(9)))

@@ -250,6 +250,29 @@ def test_two_that_start_the_same_saga_are_in_no_group_together(endpoint, url_of)
     assert (server.groups, server.singles) == ([], 5)
 
 
+def test_rows_before_an_error_count_for_nothing(updating, endpoint, url_of):
+    """The server sends them as it goes, and undoes the whole statement afterwards."""
+
+    def group(sql):
+        rows = endpoint.pairs(*((SAGA, f"id-{number}") for number in range(1, CALLERS)))
+        return endpoint.settled() + rows + endpoint.error(547, "The CHECK constraint.", severity=16)
+
+    server = updating(group=group)
+    assert outcomes_of(server, url_of) == [None] * CALLERS
+    assert (len(server.groups), server.singles) == (1, CALLERS)
+
+
+@pytest.mark.parametrize("size", [3_000, 20_000])  # longer texts than 4,000 characters go to the driver in parts
+def test_long_documents_arrive_whole(make, url_of, size):
+    server = make(group=lambda sql: server.written(*range(1, CALLERS)))
+    assert (
+        outcomes_of(server, url_of, note=lambda number: f"begin{number} {'ü' * size} end{number}") == [None] * CALLERS
+    )
+    for number in range(CALLERS):
+        assert f"begin{number} {'ü' * size} end{number}".encode("utf-16-le") in server.endpoint.sent
+    assert len(server.groups) == 1
+
+
 def test_a_large_document_is_in_no_group(make, url_of):
     server = make()
     assert outcomes_of(server, url_of, note="x" * 70_000) == [None] * CALLERS

@@ -77,6 +77,18 @@ def test_a_version_is_refused_only_when_it_was_another(run, endpoint, act, word)
 
 
 @pytest.mark.parametrize(("act", "word"), [(update, "UPDATE"), (delete, "DELETE")])
+def test_what_a_trigger_wrote_does_not_count(run, endpoint, act, word):
+    """Its counts come first."""
+    script = Script(**{word: [endpoint.counted(0) + endpoint.counted(1)]})
+    run(script, act)
+    assert script.seen == [word]
+    found = [endpoint.numbers("version", 9)]
+    script = Script(**{word: [endpoint.counted(1) + endpoint.counted(0)], "SELECT_version": found})
+    with pytest.raises(ConcurrencyError):
+        run(script, act)
+
+
+@pytest.mark.parametrize(("act", "word"), [(update, "UPDATE"), (delete, "DELETE")])
 def test_the_victim_of_a_deadlock_is_done_again(run, endpoint, act, word):
     deadlock = endpoint.error(1205, "Transaction was deadlocked.", severity=13)
     script = Script(**{word: [deadlock, deadlock, endpoint.counted(1)]})

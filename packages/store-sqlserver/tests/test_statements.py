@@ -217,15 +217,15 @@ def test_the_purge_checks_again_in_the_delete_itself():
     for waits in (True, False):
         sql = Statements(PLACES[0]).purge(7, waits=waits).sql
         assert sql.startswith("DELETE TOP (7) FROM")
-        assert "is_completed = 1 AND updated_at <" in sql
+        assert "is_completed = CAST(1 AS BIT) AND updated_at <" in sql
         assert ("READPAST" in sql) == (not waits)
 
 
 def test_a_page_by_staleness_merges_running_and_completed_sagas():
     statement, values = find_statement(PLACES[0], SagaQuery(SagaFilter(order="stalest"), "stalest", 11, None))
     assert statement.sql.count("TOP (11)") == 3
-    assert "is_completed = 0" in statement.sql
-    assert "is_completed = 1" in statement.sql
+    assert "is_completed = CAST(0 AS BIT)" in statement.sql
+    assert "is_completed = CAST(1 AS BIT)" in statement.sql
     assert values == []
 
 

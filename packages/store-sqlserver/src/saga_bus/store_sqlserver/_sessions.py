@@ -132,8 +132,10 @@ class Session:
             SagaStoreError: SQL Server or the driver refused.
         """
         with self._cursor(statement, parameters, writing) as cursor:
+            # What triggers wrote comes first, the statement's own count last.
             count: int = cursor.rowcount
-            _drain(cursor)
+            while cursor.nextset():
+                count = cursor.rowcount if cursor.rowcount >= 0 else count
         if count < 0:
             raise OutcomeUnknownError("the connection reports no counts of rows: SET NOCOUNT OFF on it")
         return count

@@ -16,9 +16,11 @@ from saga_bus.store_sqlserver._values import (
     Statement,
 )
 
-__all__ = ["AS_MOMENT", "Statements"]
+__all__ = ["AS_MOMENT", "FALSE", "TRUE", "Statements"]
 
 AS_MOMENT = "CAST(? AS DATETIME2(6))"
+# Babelfish does not look a bit up in an index by a number.
+TRUE, FALSE = "CAST(1 AS BIT)", "CAST(0 AS BIT)"
 
 _INSERT = """\
 INSERT INTO {table} (saga_name, saga_id, correlation_id, version, is_completed, created_at, updated_at,
@@ -112,7 +114,7 @@ _UPDATED = (VERSION, FLAG, MOMENT, FLAG, TEXT, MOMENT, MOMENT, KEY, KEY, VERSION
 
 _PURGE = """\
 DELETE TOP ({limit}) FROM {table}{hints}
-WHERE saga_name = ? AND is_completed = 1 AND updated_at < {moment}"""
+WHERE saga_name = ? AND is_completed = {true} AND updated_at < {moment}"""
 _PAST_LOCKED_ROWS = " WITH (READCOMMITTEDLOCK, READPAST)"
 
 
@@ -146,7 +148,7 @@ class Statements:
             waits: Whether it waits for rows that somebody has locked, or leaves them.
         """
         hints = "" if waits else _PAST_LOCKED_ROWS
-        sql = _PURGE.format(limit=limit, table=self._table, hints=hints, moment=AS_MOMENT)
+        sql = _PURGE.format(limit=limit, table=self._table, hints=hints, true=TRUE, moment=AS_MOMENT)
         return Statement(sql, (KEY, MOMENT))
 
     def _insert(self, *, archived: bool, timeout: bool) -> Statement:
