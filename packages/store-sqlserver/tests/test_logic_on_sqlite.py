@@ -1,18 +1,27 @@
-"""What the groups mean: each is translated to SQLite's dialect, run there, and compared with single writes.
+"""The store's own logic: its statements are translated to SQLite's dialect and run there, with the conformance kit.
 
-This shows that every value of a row goes to its column, that the conditions are those of a single write, and that
-the rows that fill a group up change nothing; it shows nothing about SQL Server itself.
+This shows that every value goes to its column, that groups do what single writes do, whatever form they have, and
+what the store makes of counts, rows and duplicates; it shows nothing about SQL Server or its drivers.
 """
 
+import asyncio
 import itertools
 import re
 import sqlite3
+import time
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import cache, partial
 
 import pytest
+import sqlglot
 
-from saga_bus.store import ConcurrencyError, SagaRow
+from saga_bus.store import ConcurrencyError, SagaRow, SagaState, SagaStoreError
+from saga_bus.store.conformance import SagaStoreConformance
+from saga_bus.store_sqlserver import SqlServerSagaStore
+from saga_bus.store_sqlserver._connections import Settings
+from saga_bus.store_sqlserver._engines import PoolEngine
 from saga_bus.store_sqlserver._operations import Operations
 from saga_bus.store_sqlserver._schema import Place
 
@@ -22,17 +31,26 @@ COLUMNS = (
     "saga_name, saga_id, correlation_id, version, is_completed, created_at, updated_at, archived_at, "
     "timeout_expires_at, outbox_pending, state"
 )
+TABLE = f"""\
+CREATE TABLE IF NOT EXISTS saga_instances (
+    {COLUMNS}, PRIMARY KEY (saga_name, saga_id), UNIQUE (saga_name, correlation_id)
+)"""
 IDS = ["a", "a ", "A", "ä", "a\N{SYMBOL FOR SPACE}", "😀" * 128]
 
 
+@cache
 def translated(sql):
     sql = re.sub(r"SET LOCK_TIMEOUT -?\d+;?", "", sql).strip().rstrip(";").strip()
     sql = re.sub(r"CAST\((NULLIF\([^()]*\)|[\w.?]+) AS DATETIME2\(6\)\)", r"\1", sql)
     sql = re.sub(r"CAST\(([01]) AS BIT\)", r"\1", sql).replace("N''", "''")
+    sql = re.sub(r"CONVERT\(NVARCHAR\(27\), (\w+), 121\)", r"\1", sql)
     sql = re.sub(r" COLLATE \w+| WITH \([A-Z, ]+\)", "", sql)
+    purge = re.fullmatch(r"DELETE TOP \((\d+)\) FROM (\S+)\s+WHERE (.*)", sql, re.DOTALL)
+    if purge is not None:
+        return f"DELETE FROM {purge[2]} WHERE rowid IN (SELECT rowid FROM {purge[2]} WHERE {purge[3]} LIMIT {purge[1]})"
     given = re.search(r"\(VALUES(.*?)\n *\) AS given (\([^)]*\))", sql, re.DOTALL)
     if given is None:
-        return sql
+        return sqlglot.transpile(sql, read="tsql", write="sqlite")[0]
     sql = f"WITH given {given[2]} AS (VALUES {given[1]})\n" + sql.replace(given[0], "given")
     if "OUTPUT" not in sql:
         return sql
@@ -47,20 +65,93 @@ def translated(sql):
 class Session:
     """Runs T-SQL on SQLite."""
 
-    def __init__(self, connection, *, is_babelfish=False):
-        self.connection = connection
+    def __init__(self, path=":memory:", *, is_babelfish=False, groups=None):
+        self.connection = sqlite3.connect(path, timeout=60, isolation_level=None)
+        self.connection.execute("PRAGMA journal_mode=WAL")
+        self.connection.execute("PRAGMA synchronous=OFF")
+        self.connection.execute(TABLE)
         self.is_babelfish = is_babelfish
+        self.is_lost = self.is_cut = self.was_victim = False
+        self.used_at = time.monotonic()
+        self.groups = [] if groups is None else groups  # the texts of those that were written
 
-    def write(self, statement, parameters):
-        assert statement.sql.count("?") == len(parameters)
-        return self.connection.execute(translated(statement.sql), list(parameters)).rowcount
+    def _run(self, statement, parameters):
+        assert len(statement.bindings) == len(parameters)
+        try:
+            cursor = self.connection.execute(translated(statement.sql), list(parameters))
+            return cursor.fetchall(), cursor.rowcount
+        except sqlite3.IntegrityError as error:
+            raise SagaStoreError("duplicate") from RuntimeError("23000", f"{error} (2627) (SQLExecute)")
+        except (sqlite3.Error, sqlglot.errors.SqlglotError) as error:
+            raise SagaStoreError("SQLite refused") from RuntimeError("42000", f"{error} (102) (SQLExecute)")
+
+    def read(self, statement, parameters=()):
+        return self._run(statement, parameters)[0]
+
+    def write(self, statement, parameters=()):
+        return self._run(statement, parameters)[1]
 
     def write_group(self, statement, parameters):
-        assert len(statement.bindings) == len(parameters)
-        return self.connection.execute(translated(statement.sql), list(parameters)).fetchall()
+        rows = self._run(statement, parameters)[0]
+        self.groups.append(statement.sql)
+        return rows
 
-    def read(self, statement, parameters):
-        return self.connection.execute(translated(statement.sql), list(parameters)).fetchall()
+    def answers(self):
+        return True
+
+    def close(self):
+        self.connection.close()
+
+
+# -- the conformance kit ---------------------------------------------------------------------------------------------
+
+
+class TranslatedStore(SqlServerSagaStore):
+    capabilities = replace(SqlServerSagaStore.capabilities, schema=False, transactions=False, processes=False)
+
+    def __init__(self, opens):
+        super().__init__("mssql://nowhere/nothing?driver=none")
+        self._operations = Operations(PLACE)
+        self._engine = PoolEngine(opens, Settings(4, 10, 10, 30), PLACE, self._operations)
+
+
+class TranslatedConformance(SagaStoreConformance):
+    is_babelfish = False
+
+    @pytest.fixture(autouse=True)
+    def in_a_folder(self, tmp_path):
+        self.folder, self.groups = tmp_path, []
+
+    def open_store(self, namespace):
+        path = self.folder / namespace
+        return TranslatedStore(partial(Session, path, is_babelfish=self.is_babelfish, groups=self.groups))
+
+    def test_what_the_kit_does_at_the_same_time_goes_in_groups(self):
+        async def use():
+            async with self.open_store("groups") as store:
+                states = [SagaState() for _ in range(9)]
+                await asyncio.gather(*(store.insert("S", f"c{n}", each) for n, each in enumerate(states)))
+                for each in states:
+                    each.metadata = each.metadata.next()
+                await asyncio.gather(*(store.update("S", each, 0) for each in states))
+
+        asyncio.run(use())
+        # The first of each nine goes alone, and the others together.
+        assert [re.findall(r"INSERT|UPDATE|JOIN", text) for text in self.groups] == [
+            ["INSERT"],
+            ["UPDATE"] if self.is_babelfish else ["UPDATE", "JOIN", "JOIN"],
+        ]
+
+
+class TestSqlServersGroups(TranslatedConformance):
+    pass
+
+
+class TestBabelfishsGroups(TranslatedConformance):
+    is_babelfish = True
+
+
+# -- groups beside single writes -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -69,19 +160,18 @@ def database():
     opened = []
 
     def make(**options):
-        connection = sqlite3.connect(":memory:")
-        keys = "PRIMARY KEY (saga_name, saga_id), UNIQUE (saga_name, correlation_id)"
-        connection.execute(f"CREATE TABLE saga_instances ({COLUMNS}, {keys})")
-        opened.append(closing(connection))
-        return Session(connection, **options)
+        opened.append(Session(**options))
+        return opened[-1]
 
     yield make
     for each in opened:
-        each.__exit__(None, None, None)
+        each.close()
 
 
 def rows_of(session):
-    return session.connection.execute(f"SELECT {COLUMNS} FROM saga_instances ORDER BY saga_name, saga_id").fetchall()
+    sql = f"SELECT {COLUMNS} FROM saga_instances ORDER BY saga_name, saga_id"
+    with closing(session.connection.execute(sql)) as cursor:
+        return cursor.fetchall()
 
 
 def row(number, *, version=0, saga_id=None, created_at=START):
@@ -102,13 +192,11 @@ def row(number, *, version=0, saga_id=None, created_at=START):
 
 
 def new(count):
-    found = {}
-    for number in itertools.count():
-        each = row(number, saga_id=IDS[number % len(IDS)] + (f"-{number}" if number >= len(IDS) else ""))
-        found.setdefault((each.saga_name, each.saga_id), (each, f"order-{number} "))
-        if len(found) == count:
-            return list(found.values())
-    return None
+    """Rows and correlation ids of new sagas."""
+    ids = (IDS[number] if number < len(IDS) else f"{number}" for number in itertools.count())
+    return [
+        (row(number, saga_id=saga_id), f"order-{number} ") for number, saga_id in zip(range(count), ids, strict=False)
+    ]
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 17, 32])
@@ -125,7 +213,7 @@ def test_a_group_of_inserts_with_a_duplicate_writes_nothing(database):
     operations, session = Operations(PLACE), database()
     items = new(5)
     operations.insert(*items[3], session)
-    with pytest.raises(sqlite3.IntegrityError):
+    with pytest.raises(SagaStoreError, match="duplicate"):
         operations.insert_group(items, session)
     assert len(rows_of(session)) == 1
 
