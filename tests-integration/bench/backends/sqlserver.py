@@ -244,7 +244,7 @@ class SqlServerBackend:
             await store.drop_schema()
             await store.create_schema()
             for first in range(0, rows, _CHUNK):
-                # In the store's groups, which go through both drivers: pyodbc's fast_executemany is made for Microsoft's.
+                # In the store's groups, as pyodbc's fast_executemany is made for Microsoft's driver.
                 numbers = range(first, min(first + _CHUNK, rows))
                 inserts = (store.insert(SAGA_NAME, correlation_id_of(each), state_of(each, 0)) for each in numbers)
                 await asyncio.gather(*inserts)
