@@ -134,35 +134,39 @@ def test_a_name_is_nothing_for_the_driver_to_read(endpoint, url_of, table):
     assert f"[{table.replace(']', ']]')}] WHERE" in server.requests[-1]
 
 
-def test_reads_beyond_half_of_the_pool_go_together(sent):
+def test_reads_at_the_same_time_go_together(sent):
     async def act(store):
         await asyncio.gather(*(store.get_by_id("OrderSaga", str(number)) for number in range(9)))
 
     requests = sent(act).requests
     sizes = [len(set(re.findall(r"(\d+) AS number", request))) for request in requests if "READPAST" in request]
-    # Four go alone, half of the pool of eight; one follows in a group of its own, and then the others together.
-    assert sizes == [1, 4]
+    assert sizes == [8]  # the first goes alone
     # What a group did not find is read again, alone, since it may only have been locked.
-    assert len([request for request in requests if "SELECT state" in request]) == 4 + 5
+    assert len([request for request in requests if "SELECT state" in request]) == 9
+
+
+def test_a_lone_read_is_one_request_even_if_it_finds_nothing(sent):
+    (request,) = sent(lambda store: store.get_by_id("OrderSaga", "nobody")).requests
+    assert "READPAST" not in request
 
 
 def test_a_saga_that_a_group_finds_is_read_once(endpoint, url_of):
-    documents = {str(number): JsonStateCodec().encode(NoteState(note=str(number))).decode() for number in range(9)}
+    documents = [JsonStateCodec().encode(NoteState(note=note)).decode() for note in ("alone", "together")]
 
     def answer(sql):
         if "READPAST" in sql:
-            return endpoint.rows(*((number, documents["8"]) for number in range(4 if "3 AS number" in sql else 1)))
-        return endpoint.texts("state", documents["0"])
+            return endpoint.rows(*((number, documents[1]) for number in range(8)))
+        return endpoint.texts("state", documents[0])
 
     server = endpoint(answer)
 
     async def use():
         async with SqlServerSagaStore(url_of(server.port), state_types={"OrderSaga": NoteState}) as store:
             found = await asyncio.gather(*(store.get_by_id("OrderSaga", str(number)) for number in range(9)))
-            assert [state.note for state in found] == ["0"] * 4 + ["8"] * 5
+            assert [state.note for state in found] == ["alone"] + ["together"] * 8
 
     asyncio.run(use())
-    assert len([request for request in server.requests if "SELECT state" in request]) == 4
+    assert len([request for request in server.requests if "SELECT state" in request]) == 1
 
 
 @pytest.mark.parametrize(

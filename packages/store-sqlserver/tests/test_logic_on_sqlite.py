@@ -67,9 +67,7 @@ class Session:
 
     def __init__(self, path=":memory:", *, is_babelfish=False, groups=None):
         self.connection = sqlite3.connect(path, timeout=60, isolation_level=None)
-        self.connection.execute("PRAGMA journal_mode=WAL")
         self.connection.execute("PRAGMA synchronous=OFF")
-        self.connection.execute(TABLE)
         self.is_babelfish = is_babelfish
         self.is_lost = self.is_cut = self.was_victim = False
         self.used_at = time.monotonic()
@@ -124,6 +122,9 @@ class TranslatedConformance(SagaStoreConformance):
 
     def open_store(self, namespace):
         path = self.folder / namespace
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute(TABLE)
         return TranslatedStore(partial(Session, path, is_babelfish=self.is_babelfish, groups=self.groups))
 
     def test_what_the_kit_does_at_the_same_time_goes_in_groups(self):
@@ -161,6 +162,7 @@ def database():
 
     def make(**options):
         opened.append(Session(**options))
+        opened[-1].connection.execute(TABLE)
         return opened[-1]
 
     yield make

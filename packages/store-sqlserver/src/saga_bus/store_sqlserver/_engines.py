@@ -21,7 +21,7 @@ from saga_bus.store_sqlserver import _schema as schema
 from saga_bus.store_sqlserver._connections import Settings
 from saga_bus.store_sqlserver._driver import ConnectionPool
 from saga_bus.store_sqlserver._errors import ends_transaction, translated
-from saga_bus.store_sqlserver._groups import GroupedWrites, Groups, Write
+from saga_bus.store_sqlserver._groups import GroupedReads, GroupedWrites, Write
 from saga_bus.store_sqlserver._odbc import load
 from saga_bus.store_sqlserver._operations import Operations
 from saga_bus.store_sqlserver._schema import Place
@@ -32,7 +32,6 @@ __all__ = ["BoundEngine", "Engine", "PoolEngine", "SchemaWork"]
 
 ResultT = TypeVar("ResultT")
 SchemaWork = Literal["create", "check", "drop"]
-Key = tuple[str, str]
 
 _CANCEL_AGAIN = 0.05  # seconds
 _TRANSACTIONS = Statement("SELECT @@TRANCOUNT AS transactions", ())
@@ -78,10 +77,9 @@ class Engine(Protocol):
 class PoolEngine:
     """A pool of the store's own.
 
-    Reads by key go alone on up to half of the connections; what comes on top goes to the server in groups, each
-    one statement that waits for no lock. So neither a lone read nor a group that meets a locked row holds up the
-    others. Inserts and updates that are made at the same time go in groups of that kind, too. Deletes are rare, and go
-    one by one.
+    A lone call is a plain statement. Reads by key, inserts and updates that are made at the same time go to the server
+    in groups, each one statement that waits for no lock, or not for long; what a group leaves undone goes alone, where
+    it may wait. So a saga that somebody has locked holds up no other one. Deletes are rare, and go one by one.
 
     Args:
         connect: Opens a session.
@@ -97,16 +95,9 @@ class PoolEngine:
             connect, size=settings.pool_size, acquire_timeout=settings.acquire_timeout, name="saga-bus-sqlserver"
         )
         self._place = place
-        self._operations = operations
-        self._alone = 0
-        self._most_alone = max(1, settings.pool_size // 2)
-        self._by_id: Groups[Key, bytes] = Groups(
-            pool, partial(operations.get_group, by_correlation_id=False), repeatable=True
-        )
-        self._by_correlation_id: Groups[Key, bytes] = Groups(
-            pool, partial(operations.get_group, by_correlation_id=True), repeatable=True
-        )
         activity = Activity()
+        self._by_id = GroupedReads(pool, operations, activity, by_correlation_id=False)
+        self._by_correlation_id = GroupedReads(pool, operations, activity, by_correlation_id=True)
         self._inserts = GroupedWrites(pool, operations.insert_group, operations.insert, _key_of_insert, activity)
         self._updates = GroupedWrites(pool, operations.update_group, operations.update, _key_of_update, activity)
 
@@ -115,19 +106,8 @@ class PoolEngine:
         await self._pool.run(_nothing)
 
     async def get(self, saga_name: str, key: str, *, by_correlation_id: bool) -> bytes | None:
-        if self._alone >= self._most_alone:
-            groups = self._by_correlation_id if by_correlation_id else self._by_id
-            document = await groups.call((saga_name, key))
-            if document is not None:
-                return document
-            # It is not there, or its row was locked: only a read that waits can tell.
-        self._alone += 1
-        try:
-            operations = self._operations
-            get = operations.get_by_correlation_id if by_correlation_id else operations.get_by_id
-            return await self._pool.run(partial(get, saga_name, key), repeatable=True)
-        finally:
-            self._alone -= 1
+        reads = self._by_correlation_id if by_correlation_id else self._by_id
+        return await reads.read((saga_name, key))
 
     async def read(self, work: Callable[[Session], ResultT]) -> ResultT:
         return await self._pool.run(work, repeatable=True)
@@ -139,7 +119,7 @@ class PoolEngine:
         await self._updates.write(row, expected_version)
 
     async def write(self, work: Callable[[Session], ResultT]) -> ResultT:
-        return await self._pool.run(work)
+        return await self._pool.run(work, may_wait=True)
 
     async def schema(self, work: SchemaWork) -> None:
         await self._pool.run(partial(_work_on_schema, work, self._place))

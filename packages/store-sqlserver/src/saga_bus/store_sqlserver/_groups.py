@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar
 
 from saga_bus.store import Activity, Coalescer, OutcomeUnknownError, SagaRow, SagaStoreError, StateCodecError
 from saga_bus.store_sqlserver._driver import ConnectionPool
 from saga_bus.store_sqlserver._errors import is_check_violation, is_duplicate, lost_connection, timed_out
+from saga_bus.store_sqlserver._operations import Operations
 from saga_bus.store_sqlserver._sessions import Session
 
-__all__ = ["GroupedWrites", "Groups", "Write"]
+__all__ = ["GroupedReads", "GroupedWrites", "Write"]
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
+Key = tuple[str, str]
 Write = tuple[SagaRow, Any]  # with the correlation id of an insert, or the expected version of an update
 
 _MAX_GROUP = 32  # rows of 11 parameters each, of which a statement takes 2,100
@@ -23,18 +25,11 @@ _PATIENCE = 3  # refusals in a row, after which the server is taken not to know 
 _IN_FLIGHT = 2  # while one group waits for the log to be written, the next one is sent
 
 
-class Groups(Generic[ItemT, ResultT]):
+class _Groups(Generic[ItemT, ResultT]):
     """Calls of one kind, in groups where there are several at the same time.
 
-    A group only ever succeeds for its callers: what it did not do, for whatever reason, its caller must do alone,
-    and that tells why not.
-
-    Args:
-        pool: The connections.
-        together: Does a group in a session; its outcome for each item, None or False for what it left undone.
-        repeatable: Whether it only reads.
-        alone: Does a lone item, so that no group has less than two.
-        **options: For the coalescer.
+    A group only ever succeeds for its callers: what it did not do, for whatever reason, its caller does alone, and
+    that tells why not.
 
     Attributes:
         is_grouping: Whether there are groups at all.
@@ -44,37 +39,31 @@ class Groups(Generic[ItemT, ResultT]):
         self,
         pool: ConnectionPool,
         together: Callable[[Sequence[ItemT], Session], Sequence[ResultT | None]],
+        activity: Activity,
         *,
         repeatable: bool = False,
-        alone: Callable[[ItemT], Awaitable[ResultT]] | None = None,
-        **options: Any,
+        key: Callable[[ItemT], Any] | None = None,
     ) -> None:
         self.is_grouping = True
         self._refused = 0
         self._pool = pool
         self._together = together
         self._repeatable = repeatable
-        self._alone = alone
         self._coalescer: Coalescer[ItemT, ResultT | None] = Coalescer(
-            self._run, max_size=_MAX_GROUP, alone=alone, **options
+            self._run, max_size=_MAX_GROUP, max_in_flight=_IN_FLIGHT, key=key, alone=self._alone, activity=activity
         )
-
-    async def call(self, item: ItemT) -> ResultT | None:
-        """Do one item with others; None or False where it was left undone.
-
-        Args:
-            item: The item.
-        """
-        return await self._coalescer.call(item) if self.is_grouping else None
 
     async def join(self) -> None:
         """Wait until nothing is in flight."""
         await self._coalescer.join()
 
+    async def _alone(self, item: ItemT) -> ResultT | None:
+        raise NotImplementedError
+
     async def _run(self, items: Sequence[ItemT]) -> Sequence[ResultT | None]:
         undone: list[ResultT | None] = [None] * len(items)
-        if len(items) == 1 and self._alone is not None:
-            return undone  # it may wait for its row, which must hold up no group
+        if len(items) == 1:
+            return undone  # alone it may wait for its row, which must hold up no group
         try:
             outcomes = await self._pool.run(partial(self._together, items), repeatable=self._repeatable)
         except OutcomeUnknownError:
@@ -93,7 +82,42 @@ class Groups(Generic[ItemT, ResultT]):
         return outcomes
 
 
-class GroupedWrites(Groups[Write, bool]):
+class GroupedReads(_Groups[Key, tuple[bytes | None]]):
+    """Reads by one of the two keys.
+
+    Args:
+        pool: The connections.
+        operations: The operations on the table.
+        activity: Shared by all that use the pool.
+        by_correlation_id: Whether it is the correlation id.
+    """
+
+    def __init__(
+        self, pool: ConnectionPool, operations: Operations, activity: Activity, *, by_correlation_id: bool
+    ) -> None:
+        super().__init__(pool, self._get_group, activity, repeatable=True)
+        self._fetch_group = partial(operations.get_group, by_correlation_id=by_correlation_id)
+        self._fetch = operations.get_by_correlation_id if by_correlation_id else operations.get_by_id
+
+    async def read(self, key: Key) -> bytes | None:
+        """Fetch a document.
+
+        Args:
+            key: The saga's name, and its id or correlation id.
+        """
+        found = await self._coalescer.call(key) if self.is_grouping else None
+        (document,) = await self._alone(key) if found is None else found
+        return document
+
+    async def _alone(self, item: Key) -> tuple[bytes | None]:
+        return (await self._pool.run(partial(self._fetch, *item), repeatable=True, may_wait=True),)
+
+    def _get_group(self, keys: Sequence[Key], session: Session) -> list[tuple[bytes | None] | None]:
+        # What is missing may only have been locked, which a read that waits can tell.
+        return [None if document is None else (document,) for document in self._fetch_group(keys, session)]
+
+
+class GroupedWrites(_Groups[Write, bool]):
     """Writes of one kind, no two of one key at the same time; a large document goes its own way.
 
     Args:
@@ -101,7 +125,7 @@ class GroupedWrites(Groups[Write, bool]):
         together: Writes a group in a session; whether it wrote each of them.
         alone: Writes a row with what comes with it in a session, or says why not.
         key: What no two writes may share that are in flight at the same time.
-        activity: Shared by all that writes.
+        activity: Shared by all that use the pool.
     """
 
     def __init__(
@@ -112,7 +136,7 @@ class GroupedWrites(Groups[Write, bool]):
         key: Callable[[Write], tuple[str, str]],
         activity: Activity,
     ) -> None:
-        super().__init__(pool, together, alone=self._write_alone, key=key, max_in_flight=_IN_FLIGHT, activity=activity)
+        super().__init__(pool, together, activity, key=key)
         self._write = alone
 
     async def write(self, row: SagaRow, other: Any) -> None:
@@ -123,9 +147,10 @@ class GroupedWrites(Groups[Write, bool]):
             other: The correlation id of an insert, or the expected version of an update.
         """
         item = (row, other)
-        if not (len(row.document) <= _MAX_BYTES and await self.call(item)):
-            await self._write_alone(item)
+        is_groupable = self.is_grouping and len(row.document) <= _MAX_BYTES
+        if not (is_groupable and await self._coalescer.call(item)):
+            await self._alone(item)
 
-    async def _write_alone(self, item: Write) -> bool:
-        await self._pool.run(partial(self._write, *item))
+    async def _alone(self, item: Write) -> bool:
+        await self._pool.run(partial(self._write, *item), may_wait=True)
         return True
