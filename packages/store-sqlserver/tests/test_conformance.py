@@ -48,6 +48,12 @@ class ServerConformance(SagaStoreConformance):
     @pytest.fixture(autouse=True)
     def on_server(self, databases):
         self.url = databases.url("sqlserver")
+        try:
+            connected(self.url, isolation=self.isolation).close()
+        except pyodbc.Error as error:
+            if self.isolation == "READ COMMITTED":
+                raise
+            pytest.skip(f"{self.isolation} is not to be had here: {error}")  # Babelfish has not all levels
 
     def open_store(self, namespace):
         return SqlServerSagaStore(self.url, table=namespace, pool_size=4)
