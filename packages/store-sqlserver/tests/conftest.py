@@ -26,6 +26,7 @@ _LOGIN, _RPC, _ATTENTION, _TRANSACTION, _PRELOGIN = 0x10, 0x03, 0x06, 0x0E, 0x12
 _LAST = 0x01
 _EXECUTE, _UNPREPARE = 12, 15
 _PACKET = 4096 - 8
+_COLLATION = b"\x09\x04\xd0\x00\x34"
 
 
 def _short(text: str) -> bytes:
@@ -66,7 +67,7 @@ def numbers(name: str, *values: int) -> bytes:
 
 def texts(name: str, *values: str) -> bytes:
     """A result with one column of nvarchar(max)."""
-    column = struct.pack("<IHBH", 0, 0x01, 0xE7, 0xFFFF) + b"\x09\x04\xd0\x00\x34" + _short(name)
+    column = struct.pack("<IHBH", 0, 0x01, 0xE7, 0xFFFF) + _COLLATION + _short(name)
     rows = b""
     for value in values:
         raw = value.encode("utf-16-le")
@@ -77,7 +78,7 @@ def texts(name: str, *values: str) -> bytes:
 def rows(*pairs: tuple[int, str]) -> bytes:
     """A result with a number and an nvarchar(max) in each row."""
     columns = struct.pack("<IHBB", 0, 0x01, 0x26, 4) + _short("number")
-    columns += struct.pack("<IHBH", 0, 0x01, 0xE7, 0xFFFF) + b"\x09\x04\xd0\x00\x34" + _short("state")
+    columns += struct.pack("<IHBH", 0, 0x01, 0xE7, 0xFFFF) + _COLLATION + _short("state")
     found = b""
     for number, text in pairs:
         raw = text.encode("utf-16-le")
@@ -88,13 +89,33 @@ def rows(*pairs: tuple[int, str]) -> bytes:
 
 def pairs(*found: tuple[str, str]) -> bytes:
     """A result with two short nvarchars in each row."""
-    one = struct.pack("<IHBH", 0, 0x01, 0xE7, 514) + b"\x09\x04\xd0\x00\x34"
+    one = struct.pack("<IHBH", 0, 0x01, 0xE7, 514) + _COLLATION
     columns = one + _short("saga_name") + one + _short("saga_id")
     body = b""
     for texts_of_row in found:
         raws = [text.encode("utf-16-le") for text in texts_of_row]
         body += b"\xd1" + b"".join(struct.pack("<H", len(raw)) + raw for raw in raws)
     return struct.pack("<BH", 0x81, 2) + columns + body + _done(len(found), token=0xFF, command=0xC5)
+
+
+def table(*rows: tuple[int | str, ...]) -> bytes:
+    """A result of numbers and texts, of which the first row tells the types."""
+    first = rows[0] if rows else (0,)
+    columns, found = struct.pack("<BH", 0x81, len(first)), b""
+    for number, value in enumerate(first):
+        columns += struct.pack("<IH", 0, 0x01) + (
+            b"\x26\x08" if isinstance(value, int) else b"\xe7\xff\xff" + _COLLATION
+        )
+        columns += _short(f"column{number}")
+    for row in rows:
+        found += b"\xd1"
+        for value in row:
+            if isinstance(value, int):
+                found += struct.pack("<Bq", 8, value)
+            else:
+                raw = value.encode("utf-16-le")
+                found += struct.pack("<QI", len(raw), len(raw)) + raw + (struct.pack("<I", 0) if raw else b"")
+    return columns + found + _done(len(rows), token=0xFF, command=0xC1)
 
 
 def _called(result: bytes, handle: int) -> bytes:
@@ -120,7 +141,8 @@ class Endpoint:
         self.refusal = refusal
         self.is_babelfish = False
         self.requests: list[str] = []
-        self.sent = b""
+        self.transact = lambda step: None  # is told of BEGIN, COMMIT and ROLLBACK
+        self.sent = bytearray()
         self._current = local()
         self._prepared: list[str] = []
         self.logins: list[dict[str, str]] = []
@@ -166,9 +188,14 @@ class Endpoint:
                 if tokens is not ...:
                     self._send(client, tokens)
 
+    @property
+    def body(self) -> bytes:
+        """The request that is being answered, without its packets."""
+        return self._current.body
+
     def asks_for(self, text: str) -> bool:
         """Whether the request that is being answered has a value."""
-        return text.encode("utf-16-le") in self._current.body
+        return text.encode("utf-16-le") in self.body
 
     def _tokens(self, kind: int, body: bytes):
         self._current.body = body
@@ -207,6 +234,7 @@ class Endpoint:
         (request,) = struct.unpack_from("<H", body, place)
         name, number = {5: ("BEGIN", 8), 7: ("COMMIT", 9), 8: ("ROLLBACK", 10)}[request]
         self.requests.append(name)
+        self.transact(name)
         there, gone = b"\x08" + b"\x01" * 8, b"\x00"
         change = bytes([number]) + (there + gone if name == "BEGIN" else gone + there)
         return struct.pack("<BH", 0xE3, len(change)) + change + _done()
@@ -337,7 +365,7 @@ def endpoint():
         return opened[-1]
 
     make.error, make.counted, make.numbers, make.texts, make.rows = error, counted, numbers, texts, rows
-    make.pairs, make.settled, make.is_reset = pairs, settled, is_reset
+    make.pairs, make.settled, make.is_reset, make.table = pairs, settled, is_reset, table
     yield make
     for one in opened:
         one.close()

@@ -138,6 +138,46 @@ def test_a_transaction_that_the_server_ended_takes_nothing_more(caller, endpoint
     asyncio.run(use())
 
 
+def test_a_statement_of_the_callers_that_is_not_at_its_end_says_so(caller, endpoint):
+    def answer(sql):
+        if "@@TRANCOUNT" in sql:
+            return endpoint.numbers("transactions", 1)
+        return endpoint.numbers("n", *range(5_000)) if "theirs" in sql else endpoint.counted(1)
+
+    server, connection = caller(answer)
+
+    async def use():
+        async with parent().bind(connection) as bound:
+            theirs = connection.execute("SELECT n FROM theirs")
+            assert tuple(theirs.fetchone()) == (0,)
+            with pytest.raises(SagaStoreError, match="close its cursor") as raised:
+                await bound.insert("OrderSaga", "order-1", SagaState())
+            assert not raised.value.retryable
+            theirs.close()
+            await bound.insert("OrderSaga", "order-1", SagaState())
+
+    asyncio.run(use())
+    assert sum("INSERT INTO" in request for request in server.requests) == 1
+
+
+def test_no_cursor_is_left_to_be_collected(caller, endpoint, driver):
+    """Its end would be told to the server by whatever thread collects it, over what the caller does."""
+
+    def answer(sql):
+        return endpoint.numbers("transactions", 1) if "@@TRANCOUNT" in sql else endpoint.counted(1)
+
+    server, connection = caller(answer)
+
+    async def use():
+        bound = parent().bind(connection)
+        for number in range(3):
+            await bound.delete("OrderSaga", str(number))
+            assert server.released == number + 1
+            assert not bound._engine._session._cursors
+
+    asyncio.run(use())
+
+
 def test_a_lock_timeout_leaves_the_transaction_of_use(caller, endpoint):
     def answer(sql):
         if "@@TRANCOUNT" in sql:

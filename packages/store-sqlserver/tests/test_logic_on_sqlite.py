@@ -1,29 +1,32 @@
 """The store's own logic: its statements are translated to SQLite's dialect and run there, with the conformance kit.
 
-This shows that every value goes to its column, that groups do what single writes do, whatever form they have, and
-what the store makes of counts, rows and duplicates; it shows nothing about SQL Server or its drivers.
+The kit's calls go through the drivers to an endpoint that speaks their protocol. This shows that every value goes
+through a driver to its column and back, that groups do what single writes do, whatever form they have, and what the
+store makes of counts, rows and duplicates; it shows nothing about SQL Server itself.
 """
 
 import asyncio
 import itertools
 import re
 import sqlite3
-import time
-from contextlib import closing
+import struct
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from functools import cache, partial
+from functools import cache
+from threading import local
 
 import pytest
 import sqlglot
 
-from saga_bus.store import ConcurrencyError, SagaRow, SagaState, SagaStoreError
+from saga_bus.store import ConcurrencyError, SagaRow, SagaState
 from saga_bus.store.conformance import SagaStoreConformance
 from saga_bus.store_sqlserver import SqlServerSagaStore
-from saga_bus.store_sqlserver._connections import Settings
-from saga_bus.store_sqlserver._engines import PoolEngine
+from saga_bus.store_sqlserver._location import parse_location
 from saga_bus.store_sqlserver._operations import Operations
 from saga_bus.store_sqlserver._schema import Place
+
+pyodbc = pytest.importorskip("pyodbc", reason="pyodbc needs unixODBC (Debian: unixodbc)", exc_type=ImportError)
 
 PLACE = Place("saga_instances", "main")
 START = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -62,70 +65,134 @@ def translated(sql):
     return f"{sql}\nRETURNING {output[1]}, {output[2]}"
 
 
-class Session:
-    """Runs T-SQL on SQLite."""
-
-    def __init__(self, path=":memory:", *, is_babelfish=False, groups=None):
-        self.connection = sqlite3.connect(path, timeout=60, isolation_level=None)
-        self.connection.execute("PRAGMA synchronous=OFF")
-        self.is_babelfish = is_babelfish
-        self.is_lost = self.is_cut = self.was_victim = False
-        self.used_at = time.monotonic()
-        self.groups = [] if groups is None else groups  # the texts of those that were written
-
-    def _run(self, statement, parameters):
-        assert len(statement.bindings) == len(parameters)
-        try:
-            cursor = self.connection.execute(translated(statement.sql), list(parameters))
-            return cursor.fetchall(), cursor.rowcount
-        except sqlite3.IntegrityError as error:
-            raise SagaStoreError("duplicate") from RuntimeError("23000", f"{error} (2627) (SQLExecute)")
-        except (sqlite3.Error, sqlglot.errors.SqlglotError) as error:
-            raise SagaStoreError("SQLite refused") from RuntimeError("42000", f"{error} (102) (SQLExecute)")
-
-    def read(self, statement, parameters=()):
-        return self._run(statement, parameters)[0]
-
-    def write(self, statement, parameters=()):
-        return self._run(statement, parameters)[1]
-
-    def write_group(self, statement, parameters):
-        rows = self._run(statement, parameters)[0]
-        self.groups.append(statement.sql)
-        return rows
-
-    def answers(self):
-        return True
-
-    def close(self):
-        self.connection.close()
+def connected(path):
+    connection = sqlite3.connect(path, timeout=60, isolation_level=None)
+    connection.execute("PRAGMA synchronous=OFF")
+    return connection
 
 
 # -- the conformance kit ---------------------------------------------------------------------------------------------
 
 
-class TranslatedStore(SqlServerSagaStore):
-    capabilities = replace(SqlServerSagaStore.capabilities, schema=False, transactions=False, processes=False)
+def request_of(body):
+    """The statement and the parameters of a request, a batch or a call of sp_prepexec."""
+    (place,) = struct.unpack_from("<I", body)
+    if body[place : place + 2] != b"\xff\xff":
+        return body[place:].decode("utf-16-le"), []
+    values = list(_values(body, place + 6))
+    return re.sub(r"@P\d+", "?", values[2]), values[3:]  # behind the handle and the types of the parameters
 
-    def __init__(self, opens):
-        super().__init__("mssql://nowhere/nothing?driver=none")
-        self._operations = Operations(PLACE)
-        self._engine = PoolEngine(opens, Settings(4, 10, 10, 30), PLACE, self._operations)
+
+def _values(body, place):
+    while place < len(body):
+        place += 1 + 2 * body[place] + 1  # its name, its status
+        kind = body[place]
+        if kind in (0x26, 0x68):  # numbers and bits
+            size, start = body[place + 2], place + 3
+            yield int.from_bytes(body[start : start + size], "little", signed=kind == 0x26)
+        elif kind == 0x63:  # ntext
+            size, start = struct.unpack_from("<I", body, place + 10)[0], place + 14
+            yield body[start : start + size].decode("utf-16-le")
+        elif body[place + 1 : place + 3] != b"\xff\xff":  # nvarchar
+            size, start = struct.unpack_from("<H", body, place + 8)[0], place + 10
+            yield body[start : start + size].decode("utf-16-le")
+        else:  # nvarchar(max), in parts
+            raw, start = b"", place + 16
+            while size := struct.unpack_from("<I", body, start)[0]:
+                raw += body[start + 4 : start + 4 + size]
+                start += 4 + size
+            size = 4
+            yield raw.decode("utf-16-le")
+        place = start + size
 
 
-class TranslatedConformance(SagaStoreConformance):
-    is_babelfish = False
+class StandIn:
+    """Answers a driver's requests from a SQLite file."""
 
-    @pytest.fixture(autouse=True)
-    def in_a_folder(self, tmp_path):
-        self.folder, self.groups = tmp_path, []
-
-    def open_store(self, namespace):
-        path = self.folder / namespace
+    def __init__(self, endpoint, path, *, is_babelfish):
         with closing(sqlite3.connect(path)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute(TABLE)
-        return TranslatedStore(partial(Session, path, is_babelfish=self.is_babelfish, groups=self.groups))
+            connection.execute("CREATE TABLE business_rows (name PRIMARY KEY)")
+        self.path, self.made, self.own = path, endpoint, local()
+        self.groups = []  # the texts of those that were written
+        self.endpoint = endpoint(self.answer)
+        self.endpoint.is_babelfish = is_babelfish
+        self.endpoint.transact = self.transact
+
+    @property
+    def connection(self):
+        """One for each client, who has a thread of his own."""
+        if not hasattr(self.own, "connection"):
+            self.own.connection = connected(self.path)
+        return self.own.connection
+
+    def transact(self, step):
+        if self.connection.in_transaction != (step == "BEGIN"):
+            self.connection.execute(step)
+
+    def answer(self, _):
+        sql, parameters = request_of(self.endpoint.body)
+        settled = self.made.settled()
+        try:
+            cursor = self.connection.execute(translated(sql), parameters)
+            rows = cursor.fetchall()
+        except sqlite3.IntegrityError as error:
+            return settled + self.made.error(2627, str(error)) + settled
+        except (sqlite3.Error, sqlglot.errors.SqlglotError) as error:
+            return self.made.error(102, str(error))
+        if "LOCK_TIMEOUT 50" in sql:
+            self.groups.append(sql)
+            return settled + (self.made.table(*rows) if "OUTPUT" in sql else self.made.counted(len(rows))) + settled
+        return self.made.table(*rows) if cursor.description else self.made.counted(cursor.rowcount)
+
+
+class KitStore(SqlServerSagaStore):
+    capabilities = replace(SqlServerSagaStore.capabilities, schema=False, processes=False)
+
+
+class DriversTransaction:
+    def __init__(self, place, connection):
+        self.place, self.connection = place, connection
+
+    async def commit(self):
+        await asyncio.to_thread(self.connection.commit)
+
+    async def rollback(self):
+        await asyncio.to_thread(self.connection.rollback)
+
+    async def put_row(self, key):
+        await asyncio.to_thread(self._put, "INSERT INTO business_rows VALUES (?)", key)
+
+    def _put(self, sql, key):
+        # A cursor that is closed later, by whatever thread drops it, would talk over the bound store's statements.
+        self.connection.execute(sql, key).close()
+
+    async def has_row(self, key):
+        with closing(connected(self.place.path)) as other:
+            return other.execute("SELECT COUNT(*) FROM business_rows WHERE name = ?", [key]).fetchone() == (1,)
+
+
+class Conformance(SagaStoreConformance):
+    is_babelfish = False
+
+    @pytest.fixture(autouse=True)
+    def in_a_folder(self, tmp_path, endpoint, url_of):
+        self.folder, self.endpoint, self.url_of, self.places = tmp_path, endpoint, url_of, {}
+
+    def open_store(self, namespace):
+        if namespace not in self.places:
+            self.places[namespace] = StandIn(self.endpoint, self.folder / namespace, is_babelfish=self.is_babelfish)
+        port = self.places[namespace].endpoint.port
+        return KitStore(self.url_of(port), table="saga_instances", schema="main", pool_size=4)
+
+    @asynccontextmanager
+    async def open_transaction(self, namespace):
+        place = self.places[namespace]
+        text = parse_location(self.url_of(place.endpoint.port)).connection_string()
+        with closing(pyodbc.connect(text, autocommit=False, timeout=10)) as connection:
+            yield DriversTransaction(place, connection)
+            connection.rollback()
 
     def test_what_the_kit_does_at_the_same_time_goes_in_groups(self):
         async def use():
@@ -138,21 +205,44 @@ class TranslatedConformance(SagaStoreConformance):
 
         asyncio.run(use())
         # The first of each nine goes alone, and the others together.
-        assert [re.findall(r"INSERT|UPDATE|JOIN", text) for text in self.groups] == [
+        assert [re.findall(r"INSERT|UPDATE|JOIN", text) for text in self.places["groups"].groups] == [
             ["INSERT"],
             ["UPDATE"] if self.is_babelfish else ["UPDATE", "JOIN", "JOIN"],
         ]
 
 
-class TestSqlServersGroups(TranslatedConformance):
+@pytest.mark.parametrize("driver", ["microsoft"], indirect=True)
+class TestMicrosoftsDriver(Conformance):
     pass
 
 
-class TestBabelfishsGroups(TranslatedConformance):
+@pytest.mark.parametrize("driver", ["freetds"], indirect=True)
+class TestFreeTdsAndBabelfishsGroups(Conformance):
     is_babelfish = True
 
 
 # -- groups beside single writes -------------------------------------------------------------------------------------
+
+
+class Session:
+    """Runs T-SQL on SQLite, in memory."""
+
+    def __init__(self, *, is_babelfish=False):
+        self.connection = connected(":memory:")
+        self.connection.execute(TABLE)
+        self.is_babelfish = is_babelfish
+
+    def _run(self, statement, parameters):
+        assert len(statement.bindings) == len(parameters)
+        return self.connection.execute(translated(statement.sql), list(parameters))
+
+    def read(self, statement, parameters):
+        return self._run(statement, parameters).fetchall()
+
+    write_group = read
+
+    def write(self, statement, parameters):
+        return self._run(statement, parameters).rowcount
 
 
 @pytest.fixture
@@ -162,12 +252,11 @@ def database():
 
     def make(**options):
         opened.append(Session(**options))
-        opened[-1].connection.execute(TABLE)
         return opened[-1]
 
     yield make
     for each in opened:
-        each.close()
+        each.connection.close()
 
 
 def rows_of(session):
@@ -215,7 +304,7 @@ def test_a_group_of_inserts_with_a_duplicate_writes_nothing(database):
     operations, session = Operations(PLACE), database()
     items = new(5)
     operations.insert(*items[3], session)
-    with pytest.raises(SagaStoreError, match="duplicate"):
+    with pytest.raises(sqlite3.IntegrityError):
         operations.insert_group(items, session)
     assert len(rows_of(session)) == 1
 

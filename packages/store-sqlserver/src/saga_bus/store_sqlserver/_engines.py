@@ -181,15 +181,10 @@ class BoundEngine:
         await self._run(lambda session: _SCHEMA_WORKS[work](session, self._place))
 
     async def close(self) -> None:
-        """Close the cursors; the connection is the caller's."""
-        if self._session is not None:
-            await self._in_thread(self._session.forget_cursors)
+        """Nothing: the connection is the caller's."""
 
     async def _run(self, work: Callable[[Session], ResultT]) -> ResultT:
-        return await self._in_thread(partial(self._work, work))
-
-    async def _in_thread(self, work: Callable[[], ResultT]) -> ResultT:
-        running = self._given.thread.submit(work)
+        running = self._given.thread.submit(self._work, work)
         result = asyncio.wrap_future(running)
         try:
             return await asyncio.shield(result)
@@ -210,11 +205,16 @@ class BoundEngine:
         if self._is_over:
             # The driver would begin another one, without what the caller did in the first.
             raise StoreUnavailableError("the server has ended the transaction: roll it back, begin another, bind again")
+        session = self._own_session()
         try:
-            return work(self._own_session())
+            return work(session)
         except SagaStoreError as error:
             self._is_over = error.__cause__ is not None and ends_transaction(error.__cause__)
             raise
+        finally:
+            # One that is left to be collected later talks to the server from whatever thread that is in, and over
+            # what the caller does with his connection.
+            session.forget_cursors()
 
     def _own_session(self) -> Session:
         if self._session is None:

@@ -132,6 +132,7 @@ _BY_SQLSTATE: dict[str, _Meaning] = {
     "HY001": (_RETRY, "out of memory"),
     "40001": (_RETRY, "the statement was chosen as the victim of a deadlock, or could not be serialized"),
     "42S02": (SchemaError, "the table is missing: run create_schema()"),
+    "24000": (SagaStoreError, "the connection has results of another statement: fetch them, or close its cursor"),
     "28000": (SagaStoreError, "the login failed"),
     "IM002": (SagaStoreError, "there is no such ODBC driver or data source on this machine"),
     "IM003": (SagaStoreError, "the ODBC driver cannot be loaded"),
@@ -160,6 +161,7 @@ _GIVEN_UP_STATES = frozenset({"HYT00", "HYT01", "HY008"})
 
 _NUMBER = re.compile(r"\((-?\d{1,10})\)(?= \(SQL\w+\)|; \[|\s*$)")
 _NO_DRIVER = "Can't open lib"
+_IN_USE = "Connection is busy with results for another command"  # FreeTDS has the SQLSTATE for it
 
 
 def error_numbers(error: BaseException) -> tuple[int, ...]:
@@ -251,6 +253,8 @@ def translated(error: BaseException) -> SagaStoreError:
             for text, meaning in _BY_BABELFISH_TEXT:
                 if text.search(message):
                     return _made(meaning, message)
+    if _IN_USE in message:
+        return _made(_BY_SQLSTATE["24000"], message)
     if _is_freetds_loss(error):
         return _made((_RETRY, _LOST), message)
     if _NO_DRIVER in message:
@@ -307,7 +311,9 @@ def odbc_errors(*, write: bool = False) -> Iterator[None]:
 
 
 def _is_freetds_loss(error: BaseException) -> bool:
-    numbers = frozenset(error_numbers(error))
+    numbers, message = frozenset(error_numbers(error)), _message(error)
+    if "[FreeTDS]" not in message:
+        return False
     return not _FREETDS_LOST.isdisjoint(numbers) or (_sqlstate(error) == "HY000" and numbers == _NO_NUMBER)
 
 
