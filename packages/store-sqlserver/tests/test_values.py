@@ -1,4 +1,4 @@
-"""Keys are stored so that SQL Server's padded comparison tells them apart, and come back as they were, as moments do."""
+"""Keys are stored so that SQL Server's padded comparison tells them apart; keys and moments come back as they were."""
 
 from datetime import UTC, datetime, timedelta, timezone
 
