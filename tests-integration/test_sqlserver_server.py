@@ -5,30 +5,27 @@ import functools
 import subprocess
 import sys
 from contextlib import asynccontextmanager, contextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 from uuid import uuid4
 
-import msgspec
 import pytest
 
 from faults.load import Load, verify
 from faults.proxy import Proxy
 from providers.sqlserver import connected
 from saga_bus.store import (
-    ConcurrencyError,
     DuplicateSagaError,
     OutcomeUnknownError,
     SagaFilter,
     SagaMetadata,
-    SagaNotFoundError,
     SagaState,
     SagaStoreError,
     SchemaError,
     StoreUnavailableError,
 )
 from saga_bus.store_sqlserver import SqlServerSagaStore, create_schema, drop_schema
+from saga_bus.store_sqlserver._odbc import load
 
 NAME = "FaultSaga"
 INSERT, UPDATE, SELECT = (word.encode("utf-16-le") for word in ("INSERT INTO", "UPDATE [", "SELECT state"))
@@ -72,26 +69,6 @@ async def opened(url, table, *saga_ids, **options):
         yield store
 
 
-async def following(store, ids):
-    """The next version of each saga, created when it was: only such updates go in groups."""
-    found = await asyncio.gather(*(store.get_by_id(NAME, key) for key in ids))
-    return {key: SagaState(metadata=saga.metadata.next()) for key, saga in zip(ids, found, strict=True)}
-
-
-def watched(store):
-    """What the groups of a store say, saga by saga: whether it was written."""
-    told = []
-    update_group = store._operations.update_group
-
-    def update_and_tell(items, session):
-        outcomes = update_group(items, session)
-        told.extend(outcomes)
-        return outcomes
-
-    store._operations.update_group = update_and_tell
-    return told
-
-
 @contextmanager
 def holding(url, table, saga_id):
     """Somebody else's transaction that has changed a saga."""
@@ -100,96 +77,6 @@ def holding(url, table, saga_id):
         connection.execute(f"UPDATE {table} SET is_completed = is_completed WHERE saga_id = ?", saga_id)
         yield connection
         connection.rollback()
-
-
-@pytest.mark.parametrize("locked", ["id-0", "id-7"])  # the one is read alone, the other in a group
-def test_a_locked_saga_stalls_no_other(url, table, locked):
-    async def run():
-        ids = [f"id-{number}" for number in range(20)]
-        async with opened(url, table, *ids, command_timeout=20, pool_size=4) as store:
-            with holding(url, table, locked):
-                tasks = {key: asyncio.ensure_future(store.get_by_id(NAME, key)) for key in ids}
-                others = [task for key, task in tasks.items() if key != locked]
-                done, _ = await asyncio.wait(others, timeout=10)
-                assert len(done) == 19
-                assert all(task.result() is not None for task in done)
-            assert await tasks[locked] is not None
-
-    asyncio.run(run())
-
-
-@pytest.mark.parametrize("locked", ["id-0", "id-7"])  # the one is updated alone, the other in a group
-@pytest.mark.parametrize("ends", ["commit", "rollback"])
-def test_a_locked_saga_stalls_no_update_of_another(url, table, locked, ends):
-    async def run():
-        ids = [f"id-{number}" for number in range(20)]
-        async with opened(url, table, *ids, command_timeout=20, pool_size=4) as store:
-            told, states = watched(store), await following(store, ids)
-            with connected(url) as connection:
-                connection.autocommit = False
-                await store.bind(connection).update(NAME, states[locked], 0)
-                tasks = {key: asyncio.ensure_future(store.update(NAME, each, 0)) for key, each in states.items()}
-                others = [task for key, task in tasks.items() if key != locked]
-                done, _ = await asyncio.wait(others, timeout=10)
-                assert [task.result() for task in done] == [None] * 19
-                assert not tasks[locked].done()
-                assert told.count(True) >= 18
-                (connection.commit if ends == "commit" else connection.rollback)()
-            if ends == "commit":
-                with pytest.raises(ConcurrencyError):
-                    await tasks[locked]
-            else:
-                await tasks[locked]
-            assert await store.count(SagaFilter(saga_name=NAME)) == 20
-            assert (await store.get_by_id(NAME, locked)).metadata.version == 1
-
-    asyncio.run(run())
-
-
-def test_each_update_of_a_group_has_its_own_outcome(url, table):
-    async def run():
-        ids = [f"id-{number}" for number in range(20)]
-        async with opened(url, table, *ids) as store:
-            told, states = watched(store), await following(store, ids)
-            await store.update(NAME, states["id-4"], 0)
-            await store.delete(NAME, "id-9")
-            outcomes = await asyncio.gather(
-                *(store.update(NAME, each, 0) for each in states.values()), return_exceptions=True
-            )
-            expected = {4: ConcurrencyError, 9: SagaNotFoundError}
-            assert [type(outcome) for outcome in outcomes] == [expected.get(n, type(None)) for n in range(20)]
-            assert told == [key not in ("id-4", "id-9") for key in sorted(ids[1:])]  # the first went alone
-
-    asyncio.run(run())
-
-
-def test_a_group_keeps_every_field_of_its_sagas(url, table):
-    async def run():
-        moment = datetime(2031, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
-        async with opened(url, table, *(f"id-{number}" for number in range(10))) as store:
-            told, states = watched(store), await following(store, [f"id-{number}" for number in range(10)])
-            written = []
-            for number, each in enumerate(states.values()):
-                odd = bool(number % 2)
-                changed_fields = {
-                    "is_completed": odd,
-                    "archived_at": moment if odd else None,
-                    "timeout_expires_at": None if odd else moment,
-                }
-                metadata = msgspec.structs.replace(each.metadata, updated_at=moment, **changed_fields)
-                written.append(SagaState(metadata=metadata))
-            await asyncio.gather(*(store.update(NAME, each, 0) for each in written))
-            found = await asyncio.gather(*(store.get_by_id(NAME, f"id-{number}") for number in range(10)))
-            assert found == written
-            assert told == [True] * 9
-            for where in (
-                SagaFilter(completed=True),
-                SagaFilter(archived=True),
-                SagaFilter(timeout_due_before=moment + timedelta(seconds=1)),
-            ):
-                assert await store.count(where) == 5
-
-    asyncio.run(run())
 
 
 def test_a_write_to_a_locked_saga_ends_with_its_timeout(url, table):
@@ -232,6 +119,9 @@ def test_a_deadlock_is_told_to_the_caller_of_the_transaction(url, table):
                 (victim,) = [outcome for outcome in outcomes if outcome is not None]
                 assert type(victim) is StoreUnavailableError
                 assert victim.retryable
+                bound = (first, second)[outcomes.index(victim)]
+                with pytest.raises(StoreUnavailableError, match="bind again"):
+                    await bound.insert(NAME, "order-c", state("c"))
                 one.rollback()
                 other.rollback()
 
@@ -264,7 +154,10 @@ def test_a_killed_session_is_replaced(url, table):
                 sql = "SELECT session_id FROM sys.dm_exec_sessions WHERE program_name = ?"
                 sessions = [number for (number,) in admin.execute(sql, application).fetchall()]
                 assert len(sessions) == 1
-                admin.execute(f"KILL {sessions[0]}")
+                try:
+                    admin.execute(f"KILL {sessions[0]}")
+                except load().Error as error:
+                    pytest.skip(f"this server kills no sessions: {error}")
             await asyncio.sleep(0.5)
             assert (await store.get_by_id(NAME, "a")).metadata.version == 0
             await store.update(NAME, state("a", 1), 0)

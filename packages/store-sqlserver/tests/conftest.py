@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import struct
 from contextlib import suppress
-from threading import Thread
+from threading import Thread, local
 from urllib.parse import quote
 
 import pytest
@@ -26,6 +26,7 @@ _LOGIN, _RPC, _ATTENTION, _TRANSACTION, _PRELOGIN = 0x10, 0x03, 0x06, 0x0E, 0x12
 _LAST = 0x01
 _EXECUTE, _UNPREPARE = 12, 15
 _PACKET = 4096 - 8
+_COLLATION = b"\x09\x04\xd0\x00\x34"
 
 
 def _short(text: str) -> bytes:
@@ -41,6 +42,11 @@ def _done(count: int | None = None, *, token: int = 0xFD, command: int = 0, fail
 def counted(count: int) -> bytes:
     """The end of a statement that wrote rows."""
     return _done(count, token=0xFF, command=0xC5)
+
+
+def settled() -> bytes:
+    """The end of a statement that only set something, such as a lock timeout."""
+    return _done(token=0xFF)
 
 
 def error(number: int, text: str, *, severity: int = 14) -> bytes:
@@ -61,7 +67,7 @@ def numbers(name: str, *values: int) -> bytes:
 
 def texts(name: str, *values: str) -> bytes:
     """A result with one column of nvarchar(max)."""
-    column = struct.pack("<IHBH", 0, 0x01, 0xE7, 0xFFFF) + b"\x09\x04\xd0\x00\x34" + _short(name)
+    column = struct.pack("<IHBH", 0, 0x01, 0xE7, 0xFFFF) + _COLLATION + _short(name)
     rows = b""
     for value in values:
         raw = value.encode("utf-16-le")
@@ -72,7 +78,7 @@ def texts(name: str, *values: str) -> bytes:
 def rows(*pairs: tuple[int, str]) -> bytes:
     """A result with a number and an nvarchar(max) in each row."""
     columns = struct.pack("<IHBB", 0, 0x01, 0x26, 4) + _short("number")
-    columns += struct.pack("<IHBH", 0, 0x01, 0xE7, 0xFFFF) + b"\x09\x04\xd0\x00\x34" + _short("state")
+    columns += struct.pack("<IHBH", 0, 0x01, 0xE7, 0xFFFF) + _COLLATION + _short("state")
     found = b""
     for number, text in pairs:
         raw = text.encode("utf-16-le")
@@ -83,7 +89,7 @@ def rows(*pairs: tuple[int, str]) -> bytes:
 
 def pairs(*found: tuple[str, str]) -> bytes:
     """A result with two short nvarchars in each row."""
-    one = struct.pack("<IHBH", 0, 0x01, 0xE7, 514) + b"\x09\x04\xd0\x00\x34"
+    one = struct.pack("<IHBH", 0, 0x01, 0xE7, 514) + _COLLATION
     columns = one + _short("saga_name") + one + _short("saga_id")
     body = b""
     for texts_of_row in found:
@@ -92,9 +98,34 @@ def pairs(*found: tuple[str, str]) -> bytes:
     return struct.pack("<BH", 0x81, 2) + columns + body + _done(len(found), token=0xFF, command=0xC5)
 
 
+def table(*rows: tuple[int | str, ...]) -> bytes:
+    """A result of numbers and texts, of which the first row tells the types."""
+    first = rows[0] if rows else (0,)
+    columns, found = struct.pack("<BH", 0x81, len(first)), b""
+    for number, value in enumerate(first):
+        columns += struct.pack("<IH", 0, 0x01) + (
+            b"\x26\x08" if isinstance(value, int) else b"\xe7\xff\xff" + _COLLATION
+        )
+        columns += _short(f"column{number}")
+    for row in rows:
+        found += b"\xd1"
+        for value in row:
+            if isinstance(value, int):
+                found += struct.pack("<Bq", 8, value)
+            else:
+                raw = value.encode("utf-16-le")
+                found += struct.pack("<QI", len(raw), len(raw)) + raw + (struct.pack("<I", 0) if raw else b"")
+    return columns + found + _done(len(rows), token=0xFF, command=0xC1)
+
+
 def _called(result: bytes, handle: int) -> bytes:
     value = struct.pack("<BH", 0xAC, 0) + _short("") + struct.pack("<BIHBBBi", 1, 0, 0, 0x26, 4, 4, handle)
     return result + struct.pack("<Bi", 0x79, 0) + value + _done(token=0xFE)
+
+
+def is_reset(text: str) -> bool:
+    """Whether a request only sets the lock timeout back, as after a group that went wrong."""
+    return "LOCK_TIMEOUT -1" in text and "LOCK_TIMEOUT 50" not in text and "NOCOUNT" not in text
 
 
 class Endpoint:
@@ -110,7 +141,9 @@ class Endpoint:
         self.refusal = refusal
         self.is_babelfish = False
         self.requests: list[str] = []
-        self.sent = b""
+        self.transact = lambda step: None  # is told of BEGIN, COMMIT and ROLLBACK
+        self.sent = bytearray()
+        self._current = local()
         self._prepared: list[str] = []
         self.logins: list[dict[str, str]] = []
         self.cancelled = 0
@@ -155,7 +188,17 @@ class Endpoint:
                 if tokens is not ...:
                     self._send(client, tokens)
 
+    @property
+    def body(self) -> bytes:
+        """The request that is being answered, without its packets."""
+        return self._current.body
+
+    def asks_for(self, text: str) -> bool:
+        """Whether the request that is being answered has a value."""
+        return text.encode("utf-16-le") in self.body
+
     def _tokens(self, kind: int, body: bytes):
+        self._current.body = body
         if kind == _PRELOGIN:
             # version, "no encryption", no instance, no thread, no MARS: five options, their offsets, their values
             values = (b"\x10\x00\x0f\xa0\x00\x00", b"\x02", b"\x00", b"\x00" * 4, b"\x00")
@@ -191,6 +234,7 @@ class Endpoint:
         (request,) = struct.unpack_from("<H", body, place)
         name, number = {5: ("BEGIN", 8), 7: ("COMMIT", 9), 8: ("ROLLBACK", 10)}[request]
         self.requests.append(name)
+        self.transact(name)
         there, gone = b"\x08" + b"\x01" * 8, b"\x00"
         change = bytes([number]) + (there + gone if name == "BEGIN" else gone + there)
         return struct.pack("<BH", 0xE3, len(change)) + change + _done()
@@ -215,7 +259,7 @@ class Endpoint:
             return numbers("alive", 1)
         if "AS babelfish" in text:
             return numbers("babelfish", int(self.is_babelfish))
-        if any(known in text for known in ("sp_datatype_info", "SET NOCOUNT")):
+        if any(known in text for known in ("sp_datatype_info", "SET NOCOUNT")) or is_reset(text):
             return b""
         return self.answer(text)
 
@@ -321,7 +365,7 @@ def endpoint():
         return opened[-1]
 
     make.error, make.counted, make.numbers, make.texts, make.rows = error, counted, numbers, texts, rows
-    make.pairs = pairs
+    make.pairs, make.settled, make.is_reset, make.table = pairs, settled, is_reset, table
     yield make
     for one in opened:
         one.close()

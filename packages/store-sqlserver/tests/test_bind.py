@@ -24,6 +24,9 @@ from saga_bus.store_sqlserver._values import Statement
 pyodbc = pytest.importorskip("pyodbc", reason="pyodbc needs unixODBC (Debian: unixodbc)", exc_type=ImportError)
 
 ENDLESS = Statement("WITH RECURSIVE f(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM f) SELECT count(*) FROM f", ())
+LONG = Statement(
+    "WITH RECURSIVE f(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM f WHERE n < 20000000) SELECT count(*) FROM f", ()
+)
 PLACE = Place("saga_instances", "dbo")
 
 
@@ -106,6 +109,92 @@ def test_a_duplicate_leaves_the_connection_of_use(caller, endpoint):
     assert "DELETE FROM" in server.requests[-1]
 
 
+@pytest.mark.parametrize(("number", "severity"), [(1205, 13), (3960, 16)])
+def test_a_transaction_that_the_server_ended_takes_nothing_more(caller, endpoint, number, severity):
+    """The driver would begin another one by itself, and the caller would commit half of what he wrote."""
+
+    def answer(sql):
+        if "@@TRANCOUNT" in sql:
+            return endpoint.numbers("transactions", 1)
+        return endpoint.error(number, "Rolled back.", severity=severity)
+
+    server, connection = caller(answer)
+
+    async def use():
+        bound = parent().bind(connection)
+        with pytest.raises(StoreUnavailableError):
+            await bound.insert("OrderSaga", "order-1", SagaState())
+        server.requests.clear()
+        for act in (
+            lambda: bound.insert("OrderSaga", "order-1", SagaState()),
+            lambda: bound.get_by_id("OrderSaga", "1"),
+            lambda: bound.delete("OrderSaga", "1"),
+        ):
+            with pytest.raises(StoreUnavailableError, match="bind again"):
+                await act()
+        assert server.requests == []
+        await bound.close()
+
+    asyncio.run(use())
+
+
+def test_a_statement_of_the_callers_that_is_not_at_its_end_says_so(caller, endpoint):
+    def answer(sql):
+        if "@@TRANCOUNT" in sql:
+            return endpoint.numbers("transactions", 1)
+        return endpoint.numbers("n", *range(5_000)) if "theirs" in sql else endpoint.counted(1)
+
+    server, connection = caller(answer)
+
+    async def use():
+        async with parent().bind(connection) as bound:
+            theirs = connection.execute("SELECT n FROM theirs")
+            assert tuple(theirs.fetchone()) == (0,)
+            with pytest.raises(SagaStoreError, match="close its cursor") as raised:
+                await bound.insert("OrderSaga", "order-1", SagaState())
+            assert not raised.value.retryable
+            theirs.close()
+            await bound.insert("OrderSaga", "order-1", SagaState())
+
+    asyncio.run(use())
+    assert sum("INSERT INTO" in request for request in server.requests) == 1
+
+
+def test_no_cursor_is_left_to_be_collected(caller, endpoint, driver):
+    """Its end would be told to the server by whatever thread collects it, over what the caller does."""
+
+    def answer(sql):
+        return endpoint.numbers("transactions", 1) if "@@TRANCOUNT" in sql else endpoint.counted(1)
+
+    server, connection = caller(answer)
+
+    async def use():
+        bound = parent().bind(connection)
+        for number in range(3):
+            await bound.delete("OrderSaga", str(number))
+            assert server.released == number + 1
+            assert not bound._engine._session._cursors
+
+    asyncio.run(use())
+
+
+def test_a_lock_timeout_leaves_the_transaction_of_use(caller, endpoint):
+    def answer(sql):
+        if "@@TRANCOUNT" in sql:
+            return endpoint.numbers("transactions", 1)
+        return endpoint.error(1222, "Lock request time out.", severity=16) if "INSERT" in sql else endpoint.counted(1)
+
+    _, connection = caller(answer)
+
+    async def use():
+        bound = parent().bind(connection)
+        with pytest.raises(StoreUnavailableError, match="lock timeout"):
+            await bound.insert("OrderSaga", "order-1", SagaState())
+        await bound.delete("OrderSaga", "1")
+
+    asyncio.run(use())
+
+
 def test_a_lost_connection_is_the_callers_to_replace(caller, endpoint):
     server, connection = caller(lambda sql: endpoint.numbers("transactions", 1))
 
@@ -146,7 +235,6 @@ def test_a_cancelled_caller_gets_the_connection_back_quiet(sqlite):
         while engine._session is None or engine._session._running is None:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.005)
-        await asyncio.sleep(0.05)  # a cancellation that comes before the statement would have nothing to stop
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
@@ -157,6 +245,32 @@ def test_a_cancelled_caller_gets_the_connection_back_quiet(sqlite):
         assert sqlite.execute("SELECT n FROM numbers").fetchall() == []
 
     asyncio.run(use())
+
+
+def test_a_cancellation_that_comes_before_its_statement_stops_it_all_the_same(sqlite):
+    engine = SqliteTransaction(sqlite)
+    gate, told = threading.Event(), []
+
+    def work(session):
+        gate.wait(10)
+        try:
+            session.read(LONG)
+        except SagaStoreError:
+            told.append("stopped")
+            raise
+        told.append("went on to its end")
+
+    async def use():
+        await engine.read(lambda session: session.read(Statement("SELECT 1 AS alive", ())))
+        running = asyncio.ensure_future(engine.read(work))
+        await asyncio.sleep(0.02)
+        running.cancel()
+        asyncio.get_running_loop().call_later(0.02, gate.set)
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    asyncio.run(use())
+    assert told == ["stopped"]
 
 
 def test_stores_on_one_connection_take_turns(sqlite):

@@ -34,7 +34,11 @@ class ServerTransaction:
         await asyncio.to_thread(self.connection.rollback)
 
     async def put_row(self, key: str) -> None:
-        await asyncio.to_thread(self.connection.execute, "INSERT INTO saga_bus_test_business VALUES (?)", key)
+        await asyncio.to_thread(self._put, "INSERT INTO saga_bus_test_business VALUES (?)", key)
+
+    def _put(self, sql, key):
+        # A cursor that is closed later, by whatever thread drops it, would talk over the bound store's statements.
+        self.connection.execute(sql, key).close()
 
     async def has_row(self, key: str) -> bool:
         with closing(connected(self.url)) as other:
@@ -48,6 +52,12 @@ class ServerConformance(SagaStoreConformance):
     @pytest.fixture(autouse=True)
     def on_server(self, databases):
         self.url = databases.url("sqlserver")
+        try:
+            connected(self.url, isolation=self.isolation).close()
+        except pyodbc.Error as error:
+            if self.isolation == "READ COMMITTED":
+                raise
+            pytest.skip(f"{self.isolation} is not to be had here: {error}")  # Babelfish has not all levels
 
     def open_store(self, namespace):
         return SqlServerSagaStore(self.url, table=namespace, pool_size=4)

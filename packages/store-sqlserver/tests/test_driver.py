@@ -162,7 +162,7 @@ def test_an_exhausted_pool_gives_up_after_its_timeout(source):
         async def act(pool):
             holding = [asyncio.ensure_future(pool.run(lambda session: open_gate.wait(10))) for _ in range(2)]
             await asyncio.sleep(0)
-            with pytest.raises(StoreUnavailableError, match=r"all 2 connections .* 0\.05 seconds"):
+            with pytest.raises(StoreUnavailableError, match=r"none of the pool's 2 connections .* 0\.05 seconds"):
                 await pool.run(add(7))
             open_gate.set()
             assert await asyncio.gather(*holding) == [True, True]
@@ -170,6 +170,49 @@ def test_an_exhausted_pool_gives_up_after_its_timeout(source):
 
         using(source, act, acquire_timeout=0.05)
     assert source.numbers() == [8]  # what gave up was never sent
+
+
+def test_what_may_wait_never_has_all_threads(source):
+    with gate() as open_gate:
+
+        async def act(pool):
+            waits = lambda session: open_gate.wait(10)  # noqa: E731 - as for a row that is locked
+            waiting = [asyncio.ensure_future(pool.run(waits, may_wait=True)) for _ in range(5)]
+            await pool.run(add(1))  # a third thread is free for it
+            assert not any(task.done() for task in waiting)
+            waiting[3].cancel()  # one that was held back
+            open_gate.set()
+            assert await asyncio.gather(*waiting[:3], waiting[4]) == [True] * 4
+            assert (pool._waiters, pool._unfinished, list(pool._held_back)) == (0, 0, [])
+
+        using(source, act, size=3)
+    assert len(source.sessions) <= 3
+    assert source.numbers() == [1]
+
+
+def test_what_may_wait_and_is_held_back_gives_up_after_the_timeout(source):
+    with gate() as open_gate:
+
+        async def act(pool):
+            waiting = asyncio.ensure_future(pool.run(lambda session: open_gate.wait(10), may_wait=True))
+            await asyncio.sleep(0)
+            with pytest.raises(StoreUnavailableError, match="was free for"):
+                await pool.run(add(7), may_wait=True)
+            await pool.run(add(8))
+            open_gate.set()
+            assert await waiting
+            await pool.run(add(9), may_wait=True)
+
+        using(source, act, acquire_timeout=0.05)
+    assert source.numbers() == [8, 9]
+
+
+def test_one_thread_does_what_may_wait_too(source):
+    async def act(pool):
+        await asyncio.gather(*(pool.run(add(number), may_wait=True) for number in range(5)))
+
+    using(source, act, size=1)
+    assert source.numbers() == list(range(5))
 
 
 def test_a_caller_that_is_cancelled_while_it_waits_leaves_nothing_behind(source):
@@ -321,7 +364,7 @@ def test_a_refused_connection_is_tried_again_the_next_time(source):
 def test_closing_finishes_what_is_in_hand(source):
     async def use():
         pool = ConnectionPool(source.open, size=1, acquire_timeout=10, name="test-pool")
-        running = [asyncio.ensure_future(pool.run(add(number))) for number in range(20)]
+        running = [asyncio.ensure_future(pool.run(add(number), may_wait=number % 2 == 0)) for number in range(20)]
         await asyncio.sleep(0)
         await pool.close()
         await pool.close()

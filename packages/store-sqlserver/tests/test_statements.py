@@ -10,7 +10,7 @@ from sqlglot import exp
 
 from saga_bus.store import CursorPosition, InvalidSagaError, SagaFilter, SagaQuery
 from saga_bus.store_sqlserver import _health, _schema, _sessions, get_schema_sql
-from saga_bus.store_sqlserver._engines import _BABELFISH, _TRANSACTIONS
+from saga_bus.store_sqlserver._engines import _TRANSACTIONS
 from saga_bus.store_sqlserver._queries import count_statement, find_statement
 from saga_bus.store_sqlserver._schema import Place
 from saga_bus.store_sqlserver._statements import Statements
@@ -49,16 +49,16 @@ def searches(place):
 def fixed(place):
     sql = Statements(place)
     yield from (sql.delete, sql.delete_version, sql.select_version, sql.select_by_id, sql.select_by_correlation_id)
-    yield from (sql.select_taken, sql.purge(1000))
+    yield from (sql.select_taken, sql.purge(1000, waits=False), sql.purge(1000, waits=True))
     for archived, timeout in itertools.product((True, False), repeat=2):
         yield sql.insert(archived=archived, timeout=timeout)
         for created in (True, False):
             yield sql.update(archived=archived, timeout=timeout, created=created)
     for size, by_correlation_id in itertools.product((1, 2, 32), (True, False)):
         yield sql.select_group(size, by_correlation_id=by_correlation_id)
-    for size in (2, 4, 32):
-        yield sql.update_group(size)
-    yield from (_schema._HAS_SCHEMA, _schema._HAS_TABLE, _schema._LOCK, _TRANSACTIONS, _BABELFISH, _sessions._NOTHING)
+    yield from groups_of_writes(sql)
+    yield from (_schema._HAS_SCHEMA, _schema._HAS_TABLE, _schema._LOCK, _TRANSACTIONS)
+    yield from (_sessions._BABELFISH, _sessions._NOTHING)
     yield from (_health._ROUND_TRIP, _health._DATABASE, _health._SESSION, _health._COLLATIONS)
     for text, bindings in (
         (_schema._SELECT_VERSION, (IDENTIFIER,)),
@@ -71,6 +71,20 @@ def fixed(place):
     for text in (*_schema._table_statements(place), _schema._CREATE_VERSION_TABLE, _schema._DROP_TABLE):
         sql_text = text.format(versions=place.quoted_version_table, table=place.quoted) if "{v" in text[:30] else text
         yield Statement(sql_text.replace("{table}", place.quoted), ())
+
+
+def groups_of_writes(sql):
+    for size in (2, 4, 32):
+        yield sql.insert_group(size)
+        yield sql.update_group(size, on_babelfish=False)
+        yield sql.update_group(size, on_babelfish=True)
+
+
+def written_by(statement):
+    """The tree of a group's own write, between the two statements that set the lock timeout."""
+    before, write, after = parsed(statement.sql)
+    assert [tree.sql("tsql") for tree in (before, after)] == ["SET LOCK_TIMEOUT 50", "SET LOCK_TIMEOUT -1"]
+    return write
 
 
 def parsed(sql):
@@ -95,7 +109,7 @@ def test_every_statement_parses_and_binds_each_of_its_parameters(place):
         assert not FORBIDDEN.search(bare), bare
         assert bare.count("?") == len(statement.bindings), bare
         if "EXECUTE" not in bare:
-            (tree,) = parsed(statement.sql)
+            tree = written_by(statement) if "LOCK_TIMEOUT" in bare else parsed(statement.sql)[0]
             assert not isinstance(tree, exp.Command), bare
             assert len(list(tree.find_all(exp.Placeholder))) == len(statement.bindings)
     for statement, values in searched:
@@ -106,9 +120,11 @@ def test_every_statement_parses_and_binds_each_of_its_parameters(place):
 @pytest.mark.parametrize("place", PLACES, ids=range(len(PLACES)))
 def test_the_table_is_named_in_full_everywhere(place):
     sql = Statements(place)
-    for statement in (sql.insert(archived=True, timeout=True), sql.delete, sql.select_by_id, sql.purge(5)):
-        (tree,) = parsed(statement.sql)
+    alone = (sql.insert(archived=True, timeout=True), sql.delete, sql.select_by_id, sql.purge(5, waits=False))
+    for tree in (*(parsed(each.sql)[0] for each in alone), *map(written_by, groups_of_writes(sql))):
         for table in tree.find_all(exp.Table):
+            if table.name == "saga" and not table.db:
+                continue  # the alias that a group of updates writes to
             assert (table.db, table.name) == (place.schema, place.table)
 
 
@@ -151,13 +167,13 @@ def test_a_group_passes_over_locked_rows(size):
     assert len(Statements(PLACES[0]).select_group(32, by_correlation_id=True).bindings) == 64  # of 2,100
 
 
-def test_a_group_of_updates_is_one_statement_that_seeks_each_row_and_passes_over_locked_ones():
-    statement = Statements(PLACES[0]).update_group(32)
-    (tree,) = parsed(statement.sql)
-    assert isinstance(tree, exp.Update)
-    assert statement.sql.count("FORCESEEK, READCOMMITTEDLOCK, READPAST") == 1
+@pytest.mark.parametrize("on_babelfish", [False, True])
+def test_a_group_of_updates_is_one_statement_that_finds_each_row_as_a_single_one_does(on_babelfish):
+    statement = Statements(PLACES[0]).update_group(32, on_babelfish=on_babelfish)
+    assert isinstance(written_by(statement), exp.Update)
     assert len(statement.bindings) == 32 * 11  # of 2,100
-    compared = re.findall(r"saga\.(\w+) = (?:CAST\()?new\.(\w+)", statement.sql)
+    saga = r"\[saga_instances\]" if on_babelfish else "saga"
+    compared = re.findall(rf"{saga}\.(\w+) = (?:CAST\()?new\.(\w+)", statement.sql)
     assert compared == [
         ("saga_name", "saga_name"),
         ("saga_id", "saga_id"),
@@ -166,26 +182,50 @@ def test_a_group_of_updates_is_one_statement_that_seeks_each_row_and_passes_over
     ]
 
 
-def test_a_group_of_updates_sets_what_a_single_one_sets():
+def test_a_group_of_updates_seeks_each_row_and_passes_over_locked_ones():
+    sql = Statements(PLACES[0])
+    assert sql.update_group(2, on_babelfish=False).sql.count("FORCESEEK, READCOMMITTEDLOCK, READPAST") == 1
+    # There the join would make another statement of it, in which the new values are not to be had.
+    assert not re.search("JOIN|WITH|OPTION", sql.update_group(2, on_babelfish=True).sql)
+
+
+@pytest.mark.parametrize("on_babelfish", [False, True])
+def test_a_group_of_updates_sets_what_a_single_one_sets(on_babelfish):
     sql = Statements(PLACES[0])
     single = sql.update(archived=True, timeout=True, created=False).sql
-    sets = [re.split(r"OUTPUT|WHERE", text)[0] for text in (single, sql.update_group(2).sql)]
+    group = sql.update_group(2, on_babelfish=on_babelfish).sql
+    sets = [re.split(r"OUTPUT|WHERE", text)[0] for text in (single, group)]
     columns = [sorted(re.findall(r"(\w+) = ", text)) for text in sets]
     assert columns[0] == columns[1]
     assert len(columns[0]) == 7
 
 
+def test_a_group_of_inserts_writes_what_a_single_one_writes():
+    sql = Statements(PLACES[0])
+    columns = []
+    for statement in (sql.insert(archived=True, timeout=True), sql.insert_group(2)):
+        (insert,) = [tree for tree in parsed(statement.sql) if isinstance(tree, exp.Insert)]
+        columns.append([column.name for column in insert.this.expressions])
+    assert columns[0] == columns[1]
+    assert len(columns[0]) == 11
+    selected = re.split(r"\bFROM\b", sql.insert_group(2).sql.split("SELECT")[1])[0]
+    assert re.findall(r"\w+_\w+|version|state", re.sub("DATETIME2", "", selected)) == columns[0]
+    assert len(sql.insert_group(32).bindings) == 32 * 11
+
+
 def test_the_purge_checks_again_in_the_delete_itself():
-    sql = Statements(PLACES[0]).purge(7).sql
-    assert sql.startswith("DELETE TOP (7) FROM")
-    assert "is_completed = 1 AND updated_at <" in sql
+    for waits in (True, False):
+        sql = Statements(PLACES[0]).purge(7, waits=waits).sql
+        assert sql.startswith("DELETE TOP (7) FROM")
+        assert "is_completed = CAST(1 AS BIT) AND updated_at <" in sql
+        assert ("READPAST" in sql) == (not waits)
 
 
 def test_a_page_by_staleness_merges_running_and_completed_sagas():
     statement, values = find_statement(PLACES[0], SagaQuery(SagaFilter(order="stalest"), "stalest", 11, None))
     assert statement.sql.count("TOP (11)") == 3
-    assert "is_completed = 0" in statement.sql
-    assert "is_completed = 1" in statement.sql
+    assert "is_completed = CAST(0 AS BIT)" in statement.sql
+    assert "is_completed = CAST(1 AS BIT)" in statement.sql
     assert values == []
 
 

@@ -6,6 +6,7 @@ It is measured where ``SAGA_TEST_SQLSERVER_URL`` names a server.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -108,7 +109,8 @@ class _Table:
         await create_schema(_url(), table=self.table)
         with connected(_url()) as connection:
             connection.execute(_COPY.format(table=self.table, template=self.template))
-            connection.execute(f"UPDATE STATISTICS {self.table}")
+            with contextlib.suppress(load().Error):  # Babelfish does not take it in every version
+                connection.execute(f"UPDATE STATISTICS {self.table}")
 
     async def close(self) -> None:
         await drop_schema(_url(), table=self.table)
@@ -137,7 +139,7 @@ class SqlServerSubject(StoreSubject, _Table):
 
 
 class ThreadsSubject(_Table):
-    """pyodbc as an asyncio program uses it: an executor whose threads have a connection each, a call per statement."""
+    """pyodbc as an asyncio program uses it: threads with a connection and a cursor each, and a call per statement."""
 
     threads = _POOL_SIZE
 
@@ -186,14 +188,12 @@ class ThreadsSubject(_Table):
 
     async def _run(self, work: Callable[[Any], ResultT]) -> ResultT:
         def in_thread() -> ResultT:
-            if not hasattr(self.own, "connection"):
-                self.own.connection = load().connect(parse_location(_url()).connection_string(), autocommit=True)
-                self.connections.append(self.own.connection)
-            cursor = self.own.connection.cursor()
-            try:
-                return work(cursor)
-            finally:
-                cursor.close()
+            # One cursor for all statements: closing one would cost another request, which releases what it prepared.
+            if not hasattr(self.own, "cursor"):
+                connection = load().connect(parse_location(_url()).connection_string(), autocommit=True)
+                self.connections.append(connection)
+                self.own.cursor = connection.cursor()
+            return work(self.own.cursor)
 
         return await asyncio.get_running_loop().run_in_executor(self.executor, in_thread)
 
@@ -243,15 +243,11 @@ class SqlServerBackend:
         async with store:
             await store.drop_schema()
             await store.create_schema()
-            with connected(_url()) as connection:
-                connection.autocommit = False
-                cursor = connection.cursor()
-                cursor.fast_executemany = True
-                for first in range(0, rows, _CHUNK):
-                    numbers = range(first, min(first + _CHUNK, rows))
-                    orders = [_inserted(correlation_id_of(number), state_of(number, 0)) for number in numbers]
-                    cursor.executemany(_INSERT.format(table=table), orders)
-                    connection.commit()
+            for first in range(0, rows, _CHUNK):
+                # In the store's groups, as pyodbc's fast_executemany is made for Microsoft's driver.
+                numbers = range(first, min(first + _CHUNK, rows))
+                inserts = (store.insert(SAGA_NAME, correlation_id_of(each), state_of(each, 0)) for each in numbers)
+                await asyncio.gather(*inserts)
             for number in {0, rows // 2, rows - 1}:
                 for state in (
                     await store.get_by_id(SAGA_NAME, saga_id_of(number)),

@@ -11,7 +11,7 @@ from saga_bus.store import InvalidSagaError, SagaStoreError
 from saga_bus.store_sqlserver._errors import scrubbed, translated
 from saga_bus.store_sqlserver._location import Location
 from saga_bus.store_sqlserver._odbc import load
-from saga_bus.store_sqlserver._sessions import SETTINGS, Session
+from saga_bus.store_sqlserver._sessions import SETTINGS, WAIT_FOR_LOCKS, Session
 
 __all__ = ["AttrsBefore", "Connect", "Settings", "open_given", "open_own"]
 
@@ -115,7 +115,7 @@ def _prepared(connection: Any, settings: Settings) -> Session:
         connection.close()
         raise translated(error) from error
     try:
-        session.run(SETTINGS)
+        session.run(f"{SETTINGS}; {WAIT_FOR_LOCKS}")
     except SagaStoreError:
         session.close()
         raise

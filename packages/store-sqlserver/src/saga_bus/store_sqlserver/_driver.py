@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Lock, Thread
@@ -43,10 +44,15 @@ class ConnectionPool:
         self._shared = _Shared(connect)
         self._threads: list[Thread] = []
         self._unfinished = 0
+        self._waiters = 0
+        self._most_waiters = max(1, size - 1)
+        self._held_back: deque[_Job] = deque()
         self._is_closed = False
         finalize(self, _stop, self._shared, self._threads)
 
-    async def run(self, work: Callable[[Session], ResultT], *, repeatable: bool = False) -> ResultT:
+    async def run(
+        self, work: Callable[[Session], ResultT], *, repeatable: bool = False, may_wait: bool = False
+    ) -> ResultT:
         """Run work in a thread and wait for its result.
 
         Work that the server undid to end a deadlock is done again, twice at the most.
@@ -55,6 +61,8 @@ class ConnectionPool:
             work: Called with the thread's session.
             repeatable: Whether the work only reads, so that it is done again where a connection that was
                 used before turns out to be lost.
+            may_wait: Whether the work may wait for a row that somebody has locked. Such work never has all
+                threads, if there are several, so that it holds up no work that does not wait.
 
         Raises:
             StoreUnavailableError: No thread was free in time.
@@ -69,9 +77,13 @@ class ConnectionPool:
         if self._unfinished > len(self._threads) and len(self._threads) < self._size:
             self._start()
         waiting: asyncio.TimerHandle | None = None
-        if self._unfinished > self._size:
+        is_held_back = may_wait and self._waiters >= self._most_waiters
+        if is_held_back or self._unfinished > self._size:
             waiting = loop.call_later(self._acquire_timeout, self._give_up, job)
-        self._shared.jobs.put(job)
+        if is_held_back:
+            self._held_back.append(job)
+        else:
+            self._put(job, may_wait=may_wait)
         try:
             result: ResultT = await asyncio.shield(job.future)
         except asyncio.CancelledError:
@@ -88,9 +100,25 @@ class ConnectionPool:
         if self._is_closed:
             return
         self._is_closed = True
+        while self._held_back:
+            self._shared.jobs.put(self._held_back.popleft())
         _stop(self._shared, self._threads)
         for thread in self._threads:
             await asyncio.to_thread(thread.join)
+
+    def _put(self, job: _Job, *, may_wait: bool) -> None:
+        if may_wait:
+            self._waiters += 1
+            job.future.add_done_callback(self._one_waiter_less)
+        self._shared.jobs.put(job)
+
+    def _one_waiter_less(self, _: asyncio.Future[Any]) -> None:
+        self._waiters -= 1
+        while self._held_back:
+            job = self._held_back.popleft()
+            if not job.future.done():  # else its caller gave up
+                self._put(job, may_wait=True)
+                return
 
     def _start(self) -> None:
         # A daemon, so that a store that nobody closed does not keep the process from ending: what was
@@ -103,7 +131,7 @@ class ConnectionPool:
         if job.claim() and not job.future.done():
             job.future.set_exception(
                 StoreUnavailableError(
-                    f"all {self._size} connections of the pool were busy for {self._acquire_timeout} seconds"
+                    f"none of the pool's {self._size} connections was free for {self._acquire_timeout} seconds"
                 )
             )
 

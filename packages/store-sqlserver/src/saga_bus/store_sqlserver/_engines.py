@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
-from saga_bus.store import Coalescer, InvalidSagaError, SagaRow, UnsupportedOperationError
+from saga_bus.store import (
+    Activity,
+    InvalidSagaError,
+    SagaRow,
+    SagaStoreError,
+    StoreUnavailableError,
+    UnsupportedOperationError,
+)
 from saga_bus.store_sqlserver import _schema as schema
 from saga_bus.store_sqlserver._connections import Settings
 from saga_bus.store_sqlserver._driver import ConnectionPool
-from saga_bus.store_sqlserver._errors import translated
-from saga_bus.store_sqlserver._groups import GroupedUpdates
+from saga_bus.store_sqlserver._errors import ends_transaction, translated
+from saga_bus.store_sqlserver._groups import GroupedReads, GroupedWrites, Write
 from saga_bus.store_sqlserver._odbc import load
 from saga_bus.store_sqlserver._operations import Operations
 from saga_bus.store_sqlserver._schema import Place
@@ -25,11 +32,9 @@ __all__ = ["BoundEngine", "Engine", "PoolEngine", "SchemaWork"]
 
 ResultT = TypeVar("ResultT")
 SchemaWork = Literal["create", "check", "drop"]
-Key = tuple[str, str]
 
-_MAX_GROUP = 32
+_CANCEL_AGAIN = 0.05  # seconds
 _TRANSACTIONS = Statement("SELECT @@TRANCOUNT AS transactions", ())
-_BABELFISH = Statement("SELECT COALESCE(CAST(SERVERPROPERTY('Babelfish') AS INT), 0) AS babelfish", ())
 _SCHEMA_WORKS = {"create": schema.create, "check": schema.check, "drop": schema.drop}
 
 
@@ -48,12 +53,16 @@ class Engine(Protocol):
         """Run work that only reads."""
         ...
 
+    async def insert(self, row: SagaRow, correlation_id: str) -> None:
+        """Write a new saga; when this returns it is committed, if committing is the engine's affair."""
+        ...
+
     async def update(self, row: SagaRow, expected_version: int) -> None:
-        """Write the next version of a saga; when this returns it is committed, as after `write`."""
+        """Write the next version of a saga; when this returns it is committed, as after `insert`."""
         ...
 
     async def write(self, work: Callable[[Session], ResultT]) -> ResultT:
-        """Run one write; when this returns it is committed, if committing is the engine's affair."""
+        """Run another write; when this returns it is committed, as after `insert`."""
         ...
 
     async def schema(self, work: SchemaWork) -> None:
@@ -68,10 +77,9 @@ class Engine(Protocol):
 class PoolEngine:
     """A pool of the store's own.
 
-    Reads by key go alone on up to half of the connections; what comes on top goes to the server in groups, each
-    one statement that waits for no lock. So neither a lone read nor a group that meets a locked row holds up the
-    others. Updates that are made at the same time go in groups of that kind, too. Inserts and deletes go one by one:
-    an insert waits for whoever inserts the same key, and no hint can make it pass.
+    A lone call is a plain statement. Reads by key, inserts and updates that are made at the same time go to the server
+    in groups, each one statement that waits for no lock, or not for long; what a group leaves undone goes alone, where
+    it may wait. So a saga that somebody has locked holds up no other one. Deletes are rare, and go one by one.
 
     Args:
         connect: Opens a session.
@@ -83,62 +91,45 @@ class PoolEngine:
     def __init__(
         self, connect: Callable[[], Session], settings: Settings, place: Place, operations: Operations
     ) -> None:
-        self._pool = ConnectionPool(
+        self._pool = pool = ConnectionPool(
             connect, size=settings.pool_size, acquire_timeout=settings.acquire_timeout, name="saga-bus-sqlserver"
         )
         self._place = place
-        self._operations = operations
-        self._alone = 0
-        self._most_alone = max(1, settings.pool_size // 2)
-        self._updates = GroupedUpdates(self._pool, operations)
-        self._by_id: Coalescer[Key, bytes | None] = self._coalescer(by_correlation_id=False)
-        self._by_correlation_id: Coalescer[Key, bytes | None] = self._coalescer(by_correlation_id=True)
+        activity = Activity()
+        self._by_id = GroupedReads(pool, operations, activity, by_correlation_id=False)
+        self._by_correlation_id = GroupedReads(pool, operations, activity, by_correlation_id=True)
+        self._inserts = GroupedWrites(pool, operations.insert_group, operations.insert, _key_of_insert, activity)
+        self._updates = GroupedWrites(pool, operations.update_group, operations.update, _key_of_update, activity)
 
     async def open(self) -> None:
         """Open one connection, so that what is wrong with the address or the login shows at once."""
-        self._updates.is_grouping = not await self._pool.run(_is_babelfish, repeatable=True)
+        await self._pool.run(_nothing)
 
     async def get(self, saga_name: str, key: str, *, by_correlation_id: bool) -> bytes | None:
-        if self._alone >= self._most_alone:
-            coalescer = self._by_correlation_id if by_correlation_id else self._by_id
-            document = await coalescer.call((saga_name, key))
-            if document is not None:
-                return document
-            # It is not there, or its row was locked: only a read that waits can tell.
-        self._alone += 1
-        try:
-            operations = self._operations
-            get = operations.get_by_correlation_id if by_correlation_id else operations.get_by_id
-            return await self._pool.run(partial(get, saga_name, key), repeatable=True)
-        finally:
-            self._alone -= 1
+        reads = self._by_correlation_id if by_correlation_id else self._by_id
+        return await reads.read((saga_name, key))
 
     async def read(self, work: Callable[[Session], ResultT]) -> ResultT:
         return await self._pool.run(work, repeatable=True)
 
+    async def insert(self, row: SagaRow, correlation_id: str) -> None:
+        await self._inserts.write(row, correlation_id)
+
     async def update(self, row: SagaRow, expected_version: int) -> None:
-        await self._updates.update(row, expected_version)
+        await self._updates.write(row, expected_version)
 
     async def write(self, work: Callable[[Session], ResultT]) -> ResultT:
-        return await self._pool.run(work)
+        return await self._pool.run(work, may_wait=True)
 
     async def schema(self, work: SchemaWork) -> None:
         await self._pool.run(partial(_work_on_schema, work, self._place))
 
     async def close(self) -> None:
         try:
-            await self._updates.join()
-            await self._by_id.join()
-            await self._by_correlation_id.join()
+            for groups in (self._inserts, self._updates, self._by_id, self._by_correlation_id):
+                await groups.join()
         finally:
             await self._pool.close()
-
-    def _coalescer(self, *, by_correlation_id: bool) -> Coalescer[Key, bytes | None]:
-        async def get_group(keys: Sequence[Key]) -> Sequence[bytes | BaseException | None]:
-            work = partial(self._operations.get_group, keys, by_correlation_id=by_correlation_id)
-            return await self._pool.run(work, repeatable=True)
-
-        return Coalescer(get_group, max_size=_MAX_GROUP)
 
 
 class BoundEngine:
@@ -163,6 +154,7 @@ class BoundEngine:
         self._place = place
         self._operations = operations
         self._session: Session | None = None
+        self._is_over = False
 
     async def open(self) -> None:
         """See that there is a transaction to join."""
@@ -176,6 +168,9 @@ class BoundEngine:
     async def read(self, work: Callable[[Session], ResultT]) -> ResultT:
         return await self._run(work)
 
+    async def insert(self, row: SagaRow, correlation_id: str) -> None:
+        await self._run(partial(self._operations.insert, row, correlation_id))
+
     async def update(self, row: SagaRow, expected_version: int) -> None:
         await self._run(partial(self._operations.update, row, expected_version))
 
@@ -186,12 +181,10 @@ class BoundEngine:
         await self._run(lambda session: _SCHEMA_WORKS[work](session, self._place))
 
     async def close(self) -> None:
-        """Close the cursors; the connection is the caller's."""
-        if self._session is not None:
-            await self._run(Session.forget_cursors)
+        """Nothing: the connection is the caller's."""
 
     async def _run(self, work: Callable[[Session], ResultT]) -> ResultT:
-        running = self._given.thread.submit(lambda: work(self._own_session()))
+        running = self._given.thread.submit(self._work, work)
         result = asyncio.wrap_future(running)
         try:
             return await asyncio.shield(result)
@@ -200,12 +193,28 @@ class BoundEngine:
                 if self._session is not None:
                     self._session.cancel()
                 try:
-                    await asyncio.wait([result])
+                    # One that came before its statement had nothing to stop.
+                    await asyncio.wait([result], timeout=_CANCEL_AGAIN)
                 except asyncio.CancelledError:
                     continue
             if not result.cancelled() and result.done():
                 result.exception()  # seen: nobody waits for it
             raise
+
+    def _work(self, work: Callable[[Session], ResultT]) -> ResultT:
+        if self._is_over:
+            # The driver would begin another one, without what the caller did in the first.
+            raise StoreUnavailableError("the server has ended the transaction: roll it back, begin another, bind again")
+        session = self._own_session()
+        try:
+            return work(session)
+        except SagaStoreError as error:
+            self._is_over = error.__cause__ is not None and ends_transaction(error.__cause__)
+            raise
+        finally:
+            # One that is left to be collected later talks to the server from whatever thread that is in, and over
+            # what the caller does with his connection.
+            session.forget_cursors()
 
     def _own_session(self) -> Session:
         if self._session is None:
@@ -248,7 +257,13 @@ def _work_on_schema(work: SchemaWork, place: Place, session: Session) -> None:
         _SCHEMA_WORKS[work](session, place)
 
 
-def _is_babelfish(session: Session) -> bool:
-    """Whether the server is Babelfish, which ignores the hints that make a group pass over locked rows."""
-    ((answer,),) = session.read(_BABELFISH)
-    return bool(answer)
+def _nothing(session: Session) -> None:
+    """Only have a session."""
+
+
+def _key_of_insert(write: Write) -> tuple[str, str]:
+    return write[0].saga_name, write[1]  # two that start the same saga have ids of their own
+
+
+def _key_of_update(write: Write) -> tuple[str, str]:
+    return write[0].saga_name, write[0].saga_id

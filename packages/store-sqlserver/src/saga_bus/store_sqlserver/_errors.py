@@ -16,12 +16,14 @@ from saga_bus.store import OutcomeUnknownError, SagaStoreError, SchemaError, Sto
 from saga_bus.store_sqlserver._odbc import load
 
 __all__ = [
+    "ends_transaction",
     "error_numbers",
     "is_check_violation",
     "is_deadlock",
     "is_duplicate",
     "lost_connection",
     "odbc_errors",
+    "refuses_readpast",
     "scrubbed",
     "timed_out",
     "translated",
@@ -31,6 +33,9 @@ __all__ = [
 _DUPLICATES = frozenset({2601, 2627})
 _CHECK_VIOLATION = 547
 _DEADLOCK = 1205
+_READPAST_REFUSED = 650
+# After these the server has rolled the whole transaction back.
+_TRANSACTION_ENDED = frozenset({1205, 3960, 3961, 3966, 41301, 41302, 41305, 41325})
 
 _Meaning = tuple[type[SagaStoreError], str]
 
@@ -127,6 +132,7 @@ _BY_SQLSTATE: dict[str, _Meaning] = {
     "HY001": (_RETRY, "out of memory"),
     "40001": (_RETRY, "the statement was chosen as the victim of a deadlock, or could not be serialized"),
     "42S02": (SchemaError, "the table is missing: run create_schema()"),
+    "24000": (SagaStoreError, "the connection has results of another statement: fetch them, or close its cursor"),
     "28000": (SagaStoreError, "the login failed"),
     "IM002": (SagaStoreError, "there is no such ODBC driver or data source on this machine"),
     "IM003": (SagaStoreError, "the ODBC driver cannot be loaded"),
@@ -155,6 +161,7 @@ _GIVEN_UP_STATES = frozenset({"HYT00", "HYT01", "HY008"})
 
 _NUMBER = re.compile(r"\((-?\d{1,10})\)(?= \(SQL\w+\)|; \[|\s*$)")
 _NO_DRIVER = "Can't open lib"
+_IN_USE = "Connection is busy with results for another command"  # FreeTDS has the SQLSTATE for it
 
 
 def error_numbers(error: BaseException) -> tuple[int, ...]:
@@ -202,6 +209,24 @@ def is_deadlock(error: BaseException) -> bool:
     return _DEADLOCK in error_numbers(error)
 
 
+def refuses_readpast(error: BaseException) -> bool:
+    """Whether the server does not pass over locked rows at the isolation level of the session.
+
+    Args:
+        error: The driver's error.
+    """
+    return _READPAST_REFUSED in error_numbers(error)
+
+
+def ends_transaction(error: BaseException) -> bool:
+    """Whether the server has rolled the whole transaction back.
+
+    Args:
+        error: The driver's error.
+    """
+    return not _TRANSACTION_ENDED.isdisjoint(error_numbers(error))
+
+
 def lost_connection(error: BaseException) -> bool:
     """Whether a connection is of no more use after an error.
 
@@ -228,6 +253,8 @@ def translated(error: BaseException) -> SagaStoreError:
             for text, meaning in _BY_BABELFISH_TEXT:
                 if text.search(message):
                     return _made(meaning, message)
+    if _IN_USE in message:
+        return _made(_BY_SQLSTATE["24000"], message)
     if _is_freetds_loss(error):
         return _made((_RETRY, _LOST), message)
     if _NO_DRIVER in message:
@@ -284,7 +311,9 @@ def odbc_errors(*, write: bool = False) -> Iterator[None]:
 
 
 def _is_freetds_loss(error: BaseException) -> bool:
-    numbers = frozenset(error_numbers(error))
+    numbers, message = frozenset(error_numbers(error)), _message(error)
+    if "[FreeTDS]" not in message:
+        return False
     return not _FREETDS_LOST.isdisjoint(numbers) or (_sqlstate(error) == "HY000" and numbers == _NO_NUMBER)
 
 

@@ -17,7 +17,7 @@ from saga_bus.store import (
     StateEncodeError,
     version_conflict,
 )
-from saga_bus.store_sqlserver._errors import is_check_violation, is_duplicate
+from saga_bus.store_sqlserver._errors import is_check_violation, is_duplicate, refuses_readpast
 from saga_bus.store_sqlserver._queries import count_statement, find_statement
 from saga_bus.store_sqlserver._schema import Place
 from saga_bus.store_sqlserver._sessions import Session
@@ -28,6 +28,7 @@ __all__ = ["Operations"]
 
 _BY_ID = 1  # what select_taken says of a taken id
 _TRIES = 3
+_NEVER = moment_text(datetime.min.replace(tzinfo=UTC))  # in the rows that only fill a group up
 
 
 class Operations:
@@ -126,8 +127,7 @@ class Operations:
         Returns:
             One for each key; None also where the row was locked.
         """
-        # Few sizes, so few plans: the last key stands in for what is missing.
-        size = 1 << (len(keys) - 1).bit_length()
+        size = _size_for(keys)  # the last key stands in for what is missing
         padded = [*keys, *([keys[-1]] * (size - len(keys)))]
         parameters = [stored_key(part) for key in padded for part in key]
         documents: list[bytes | None] = [None] * size
@@ -136,6 +136,35 @@ class Operations:
         ):
             documents[number] = document_of(state)
         return documents[: len(keys)]
+
+    def insert_group(self, items: Sequence[tuple[SagaRow, str]], session: Session) -> list[bool]:
+        """Write several new sagas, all of them or, where it raises, none.
+
+        Args:
+            items: Rows and correlation ids.
+            session: The session, which is in no transaction.
+
+        Returns:
+            True for each item.
+        """
+        parameters: list[Any] = []
+        for row, correlation_id in items:
+            parameters += (
+                stored_key(row.saga_name),
+                stored_key(row.saga_id),
+                stored_key(correlation_id),
+                row.version,
+                row.is_completed,
+                moment_text(row.created_at),
+                moment_text(row.updated_at),
+                row.outbox_pending,
+                text_of(row.document, row.saga_name),
+                *_texts(row.archived_at, row.timeout_expires_at),
+            )
+        size = _size_for(items)
+        parameters += ("", "", "", 0, False, _NEVER, _NEVER, False, "{}", "", "") * (size - len(items))
+        session.write_group(self._sql.insert_group(size), parameters)
+        return [True] * len(items)
 
     def update_group(self, items: Sequence[tuple[SagaRow, int]], session: Session) -> list[bool]:
         """Write the next versions of several sagas, of those that nobody has locked.
@@ -147,30 +176,25 @@ class Operations:
         Returns:
             For each item whether it was written. If not, its row was locked, or another version was there, or none.
         """
-        # Few sizes, so few plans: rows of a saga that cannot be stand in for what is missing.
-        size = 1 << (len(items) - 1).bit_length()
         parameters: list[Any] = []
         for row, expected_version in items:
-            moments = [
-                "" if moment is None else moment_text(moment) for moment in (row.archived_at, row.timeout_expires_at)
-            ]
             parameters += (
                 row.version,
                 row.is_completed,
                 moment_text(row.updated_at),
                 row.outbox_pending,
                 text_of(row.document, row.saga_name),
-                *moments,
+                *_texts(row.archived_at, row.timeout_expires_at),
                 stored_key(row.saga_name),
                 stored_key(row.saga_id),
                 expected_version,
                 moment_text(row.created_at),
             )
-        never = moment_text(datetime.min.replace(tzinfo=UTC))
-        parameters += (0, False, never, False, "{}", "", "", "", "", 0, never) * (size - len(items))
+        size = _size_for(items)
+        parameters += (0, False, _NEVER, False, "{}", "", "", "", "", 0, _NEVER) * (size - len(items))
+        statement = self._sql.update_group(size, on_babelfish=session.is_babelfish)
         written = {
-            (key_of(saga_name), key_of(saga_id))
-            for saga_name, saga_id in session.write_returning(self._sql.update_group(size), parameters)
+            (key_of(saga_name), key_of(saga_id)) for saga_name, saga_id in session.write_group(statement, parameters)
         }
         return [(row.saga_name, row.saga_id) in written for row, _ in items]
 
@@ -189,8 +213,14 @@ class Operations:
         return int(number)
 
     def purge(self, saga_name: str, before: datetime, batch_size: int, session: Session) -> int:
-        """Delete a batch of completed sagas that were last updated before a moment."""
-        return session.write(self._sql.purge(batch_size), (stored_key(saga_name), moment_text(before)))
+        """Delete a batch of completed sagas that were last updated before a moment, of those that nobody has locked."""
+        parameters = (stored_key(saga_name), moment_text(before))
+        try:
+            return session.write(self._sql.purge(batch_size, waits=False), parameters)
+        except SagaStoreError as error:
+            if error.__cause__ is None or not refuses_readpast(error.__cause__):
+                raise
+            return session.write(self._sql.purge(batch_size, waits=True), parameters)
 
     def _write_update(self, row: SagaRow, expected_version: int, session: Session, *, created: bool) -> int:
         statement = self._sql.update(
@@ -231,6 +261,15 @@ def _refuse_depth(error: SagaStoreError, row: SagaRow) -> None:
             f"saga {row.saga_name!r} {row.saga_id!r}: SQL Server does not take the document as JSON, of which it reads "
             "up to 128 levels"
         ) from error.__cause__
+
+
+def _size_for(items: Sequence[Any]) -> int:
+    """The size of the statement for a group: few sizes, so few plans."""
+    return 1 << (len(items) - 1).bit_length()
+
+
+def _texts(*moments: datetime | None) -> list[str]:
+    return ["" if moment is None else moment_text(moment) for moment in moments]
 
 
 def _optional_moments(row: SagaRow) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from saga_bus.store import CursorPosition, SagaFilter, SagaOrder, SagaQuery
 from saga_bus.store_sqlserver._schema import Place
-from saga_bus.store_sqlserver._statements import AS_MOMENT
+from saga_bus.store_sqlserver._statements import AS_MOMENT, FALSE, TRUE
 from saga_bus.store_sqlserver._values import KEY, MOMENT, Statement, moment_text, position_text, stored_key
 
 __all__ = ["count_statement", "find_statement"]
@@ -37,16 +37,16 @@ _COUNT = "SELECT COUNT_BIG(*) FROM {table} WHERE {conditions}"
 
 _MOMENTS: dict[SagaOrder, str] = {"newest": "created_at", "stalest": "updated_at", "due": "timeout_expires_at"}
 _FLAGS = (
-    ("completed", {True: "is_completed = 1", False: "is_completed = 0"}),
+    ("completed", {True: f"is_completed = {TRUE}", False: f"is_completed = {FALSE}"}),
     ("archived", {True: "archived_at IS NOT NULL", False: "archived_at IS NULL"}),
-    ("outbox_pending", {True: "outbox_pending = 1", False: "outbox_pending = 0"}),
+    ("outbox_pending", {True: f"outbox_pending = {TRUE}", False: f"outbox_pending = {FALSE}"}),
 )
 _BOUNDS = (
     ("created_after", f"created_at > {AS_MOMENT}"),
     ("created_before", f"created_at < {AS_MOMENT}"),
     ("updated_after", f"updated_at > {AS_MOMENT}"),
     ("updated_before", f"updated_at < {AS_MOMENT}"),
-    ("timeout_due_before", f"is_completed = 0 AND timeout_expires_at < {AS_MOMENT}"),
+    ("timeout_due_before", f"is_completed = {FALSE} AND timeout_expires_at < {AS_MOMENT}"),
 )
 
 

@@ -64,7 +64,12 @@ class Place:
     @property
     def quoted(self) -> str:
         """The table's quoted name with its schema."""
-        return f"{self.quoted_schema}.{_quoted(self.table)}"
+        return f"{self.quoted_schema}.{self.quoted_table}"
+
+    @property
+    def quoted_table(self) -> str:
+        """The table's quoted name alone."""
+        return _quoted(self.table)
 
     @property
     def quoted_schema(self) -> str:

@@ -13,11 +13,12 @@ from saga_bus.store_sqlserver._errors import is_deadlock, lost_connection, timed
 from saga_bus.store_sqlserver._odbc import is_freetds, load
 from saga_bus.store_sqlserver._values import FREETDS_TEXT, TEXT, Binding, Statement
 
-__all__ = ["SETTINGS", "Session"]
+__all__ = ["SETTINGS", "WAIT_FOR_LOCKS", "Session"]
 
 # The count of rows tells whether a compare-and-swap succeeded, and a state must come back whole: a server's or a
 # driver's configuration may say otherwise.
 SETTINGS = "SET NOCOUNT OFF; SET TEXTSIZE 2147483647"
+WAIT_FOR_LOCKS = "SET LOCK_TIMEOUT -1"
 
 _SQL_DRIVER_NAME = 6
 _KEPT_CURSORS = 32
@@ -48,7 +49,20 @@ class Session:
         self.used_at = time.monotonic()
         self._cursors: OrderedDict[str, tuple[Any, str]] = OrderedDict()
         self._running: Any = None
+        self._is_babelfish: bool | None = None
         self._is_freetds = is_freetds(str(connection.getinfo(_SQL_DRIVER_NAME)))
+
+    @property
+    def is_babelfish(self) -> bool:
+        """Whether the server is Babelfish for PostgreSQL; it is asked once.
+
+        Raises:
+            SagaStoreError: It did not say.
+        """
+        if self._is_babelfish is None:
+            ((answer,),) = self.read(_BABELFISH)
+            self._is_babelfish = bool(answer)
+        return self._is_babelfish
 
     def read(self, statement: Statement, parameters: Sequence[Any] = ()) -> list[Row]:
         """Run a SELECT.
@@ -62,28 +76,46 @@ class Session:
         """
         return self._rows(statement, parameters, translated)
 
-    def write_returning(self, statement: Statement, parameters: Sequence[Any]) -> list[Row]:
-        """Run an INSERT, UPDATE or DELETE that gives rows for what it wrote.
+    def write_group(self, statement: Statement, parameters: Sequence[Any]) -> list[Row]:
+        """Run a group of writes, which sets a lock timeout for itself.
 
         Args:
             statement: The statement.
             parameters: None of them None.
 
+        Returns:
+            The rows that the statement gives for what it wrote, if it gives any.
+
         Raises:
             OutcomeUnknownError: The connection failed after the statement was sent.
             SagaStoreError: SQL Server or the driver refused.
         """
-        return self._rows(statement, parameters, writing)
+        try:
+            return self._rows(statement, parameters, writing)
+        except SagaStoreError:
+            if not self.is_lost:
+                self._wait_for_locks()
+            raise
+
+    def _wait_for_locks(self) -> None:
+        # Not every error leaves the rest of a group undone, but some do.
+        try:
+            self.run(WAIT_FOR_LOCKS)
+        except SagaStoreError:
+            self.is_lost = True
 
     def _rows(
         self, statement: Statement, parameters: Sequence[Any], meaning: Callable[[BaseException], SagaStoreError]
     ) -> list[Row]:
+        rows: list[Row] = []
         with self._cursor(statement, parameters, meaning) as cursor:
-            while cursor.description is None and cursor.nextset():
-                pass  # what a procedure or a trigger did before the rows
-            found = [tuple(row) for row in cursor.fetchall()]
-            _drain(cursor)
-        return found
+            while True:
+                if cursor.description is not None:
+                    rows += (tuple(row) for row in cursor.fetchall())
+                # An error behind the rows shows only here, and until all results are read the connection takes no
+                # other statement.
+                if not cursor.nextset():
+                    return rows
 
     def write(self, statement: Statement, parameters: Sequence[Any] = ()) -> int:
         """Run an INSERT, UPDATE or DELETE.
@@ -100,8 +132,10 @@ class Session:
             SagaStoreError: SQL Server or the driver refused.
         """
         with self._cursor(statement, parameters, writing) as cursor:
+            # What triggers wrote comes first, the statement's own count last.
             count: int = cursor.rowcount
-            _drain(cursor)
+            while cursor.nextset():
+                count = cursor.rowcount if cursor.rowcount >= 0 else count
         if count < 0:
             raise OutcomeUnknownError("the connection reports no counts of rows: SET NOCOUNT OFF on it")
         return count
@@ -196,10 +230,10 @@ class Session:
                 cursor.execute(sql, *parameters)
                 yield cursor
             except BaseException:
+                self._running = None
                 _close(cursor)
                 raise
-            finally:
-                self._running = None
+            self._running = None
             self._cursors[sql] = (cursor, sql)
             if len(self._cursors) > _KEPT_CURSORS:
                 _, (oldest, _) = self._cursors.popitem(last=False)
@@ -224,11 +258,10 @@ class Session:
 
 
 _NOTHING = Statement("SELECT 1 AS alive", ())
+_BABELFISH = Statement("SELECT COALESCE(CAST(SERVERPROPERTY('Babelfish') AS INT), 0) AS babelfish", ())
 
 
 def _drain(cursor: Any) -> None:
-    # An error behind the first result shows only when the following one is asked for, and until all of them are
-    # read the connection takes no other statement.
     while cursor.nextset():
         pass
 

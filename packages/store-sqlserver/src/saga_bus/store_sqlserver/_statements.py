@@ -1,4 +1,4 @@
-"""The statements on single sagas, the grouped reads and updates, and the purge."""
+"""The statements on single sagas, on groups of them, and the purge."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from saga_bus.store_sqlserver._values import (
     MOMENT,
     TEXT,
     VERSION,
+    Binding,
     Statement,
 )
 
-__all__ = ["AS_MOMENT", "Statements"]
+__all__ = ["AS_MOMENT", "FALSE", "TRUE", "Statements"]
 
 AS_MOMENT = "CAST(? AS DATETIME2(6))"
+# Babelfish does not look a bit up in an index by a number.
+TRUE, FALSE = "CAST(1 AS BIT)", "CAST(0 AS BIT)"
 
 _INSERT = """\
 INSERT INTO {table} (saga_name, saga_id, correlation_id, version, is_completed, created_at, updated_at,
@@ -56,12 +59,29 @@ SELECT 2 AS taken FROM {table} WHERE saga_name = ? AND correlation_id = ?"""
 _SELECT_ONE_OF_GROUP = """\
 SELECT {number} AS number, state FROM {table} WITH (READCOMMITTEDLOCK, READPAST) WHERE saga_name = ? AND {column} = ?"""
 
-# A group of updates as one statement, which is written as a whole or not at all. The hints make it pass over rows that
-# somebody has locked: whatever it did not write is written again, alone, where it may wait and where a conflict is
-# told. It seeks each row by its key, however small the table is when the plan is made. A missing moment is an empty
-# text, so that one plan serves all rows.
+# A group of writes is one statement, which is written as a whole or not at all, and which gives up when a lock makes it
+# wait: whatever it did not write is written again, alone, where it may wait and where a conflict is told. The time is
+# longer than others take to read a row, so that only a lock that somebody holds on to counts.
+_GROUP = """\
+SET LOCK_TIMEOUT 50;
+{write};
+SET LOCK_TIMEOUT -1"""
+
+# A missing moment is an empty text, so that one plan serves all rows, and rows without an id only fill the group up.
+_INSERT_GROUP = """\
+INSERT INTO {table} (saga_name, saga_id, correlation_id, version, is_completed, created_at, updated_at,
+                     outbox_pending, state, archived_at, timeout_expires_at)
+SELECT saga_name, saga_id, correlation_id, version, is_completed, CAST(created_at AS DATETIME2(6)),
+    CAST(updated_at AS DATETIME2(6)), outbox_pending, state, CAST(NULLIF(archived_at, N'') AS DATETIME2(6)),
+    CAST(NULLIF(timeout_expires_at, N'') AS DATETIME2(6))
+FROM (VALUES
+{rows}
+) AS given (saga_name, saga_id, correlation_id, version, is_completed, created_at, updated_at,
+            outbox_pending, state, archived_at, timeout_expires_at)
+WHERE saga_id <> N''"""
+
 _UPDATE_GROUP = """\
-UPDATE saga
+UPDATE {target}
 SET version = new.version, is_completed = new.is_completed, updated_at = CAST(new.updated_at AS DATETIME2(6)),
     outbox_pending = new.outbox_pending, state = new.state,
     archived_at = CAST(NULLIF(new.archived_at, N'') AS DATETIME2(6)),
@@ -72,15 +92,30 @@ FROM (
 {rows}
     ) AS given (version, is_completed, updated_at, outbox_pending, state, archived_at, timeout_expires_at,
                 saga_name, saga_id, expected_version, created_at)
-) AS new
+) AS new{found}"""
+# The hints make it pass over rows that somebody has locked, without any wait, and seek each row by its key, however
+# small the table is when the plan is made.
+_FOUND = """
 INNER JOIN {table} AS saga WITH (FORCESEEK, READCOMMITTEDLOCK, READPAST)
-    ON saga.saga_name = new.saga_name COLLATE {collation} AND saga.saga_id = new.saga_id COLLATE {collation}
-WHERE saga.version = new.expected_version AND saga.created_at = CAST(new.created_at AS DATETIME2(6))
+    ON {same_key}
+WHERE {unchanged}
 OPTION (LOOP JOIN, FORCE ORDER)"""
+# Babelfish ignores hints, and with an OUTPUT clause it takes no join with the table that is written.
+_FOUND_ON_BABELFISH = """
+WHERE {same_key} AND {unchanged}"""
+_SAME_KEY = """\
+{saga}.saga_name = new.saga_name COLLATE {collation} AND {saga}.saga_id = new.saga_id COLLATE {collation}"""
+_UNCHANGED = """\
+{saga}.version = new.expected_version AND {saga}.created_at = CAST(new.created_at AS DATETIME2(6))"""
+
+# The parameters of each row of a group.
+_INSERTED = (KEY, KEY, CORRELATION_ID, VERSION, FLAG, MOMENT, MOMENT, FLAG, TEXT, MOMENT, MOMENT)
+_UPDATED = (VERSION, FLAG, MOMENT, FLAG, TEXT, MOMENT, MOMENT, KEY, KEY, VERSION, MOMENT)
 
 _PURGE = """\
-DELETE TOP ({limit}) FROM {table}
-WHERE saga_name = ? AND is_completed = 1 AND updated_at < {moment}"""
+DELETE TOP ({limit}) FROM {table}{hints}
+WHERE saga_name = ? AND is_completed = {true} AND updated_at < {moment}"""
+_PAST_LOCKED_ROWS = " WITH (READCOMMITTEDLOCK, READPAST)"
 
 
 class Statements:
@@ -92,6 +127,7 @@ class Statements:
 
     def __init__(self, place: Place) -> None:
         self._table = place.quoted
+        self._bare_table = place.quoted_table
         self.delete = self._made(_DELETE, KEY, KEY)
         self.delete_version = self._made(_DELETE_VERSION, KEY, KEY, VERSION)
         self.select_version = self._made(_SELECT_VERSION, KEY, KEY)
@@ -101,15 +137,18 @@ class Statements:
         self.insert = cache(self._insert)
         self.update = cache(self._update)
         self.select_group = cache(self._select_group)
+        self.insert_group = cache(self._insert_group)
         self.update_group = cache(self._update_group)
 
-    def purge(self, limit: int) -> Statement:
+    def purge(self, limit: int, *, waits: bool) -> Statement:
         """The deletion of at most ``limit`` completed sagas.
 
         Args:
             limit: A checked number.
+            waits: Whether it waits for rows that somebody has locked, or leaves them.
         """
-        sql = _PURGE.format(limit=limit, table=self._table, moment=AS_MOMENT)
+        hints = "" if waits else _PAST_LOCKED_ROWS
+        sql = _PURGE.format(limit=limit, table=self._table, hints=hints, true=TRUE, moment=AS_MOMENT)
         return Statement(sql, (KEY, MOMENT))
 
     def _insert(self, *, archived: bool, timeout: bool) -> Statement:
@@ -142,12 +181,26 @@ class Statements:
         parts = [_SELECT_ONE_OF_GROUP.format(number=number, table=self._table, column=column) for number in range(size)]
         return Statement("\nUNION ALL\n".join(parts), (KEY, binding) * size)
 
-    def _update_group(self, size: int) -> Statement:
-        """The updates of ``size`` sagas; each row that comes back is the name and id of one that was written."""
-        bindings = (VERSION, FLAG, MOMENT, FLAG, TEXT, MOMENT, MOMENT, KEY, KEY, VERSION, MOMENT)
-        row = f"({', '.join('?' * len(bindings))})"
-        sql = _UPDATE_GROUP.format(rows=",\n".join([row] * size), table=self._table, collation=COLLATION)
-        return Statement(sql, bindings * size)
+    def _insert_group(self, size: int) -> Statement:
+        """The inserts of ``size`` sagas."""
+        write = _INSERT_GROUP.format(table=self._table, rows=_rows(_INSERTED, size))
+        return Statement(_GROUP.format(write=write), _INSERTED * size)
 
-    def _made(self, sql: str, *bindings: tuple[int, int, int]) -> Statement:
+    def _update_group(self, size: int, *, on_babelfish: bool) -> Statement:
+        """The updates of ``size`` sagas; each row that comes back is the name and id of one that was written."""
+        saga = self._bare_table if on_babelfish else "saga"
+        found = (_FOUND_ON_BABELFISH if on_babelfish else _FOUND).format(
+            table=self._table,
+            same_key=_SAME_KEY.format(saga=saga, collation=COLLATION),
+            unchanged=_UNCHANGED.format(saga=saga),
+        )
+        target = self._table if on_babelfish else saga
+        write = _UPDATE_GROUP.format(target=target, rows=_rows(_UPDATED, size), found=found)
+        return Statement(_GROUP.format(write=write), _UPDATED * size)
+
+    def _made(self, sql: str, *bindings: Binding) -> Statement:
         return Statement(sql.format(table=self._table), bindings)
+
+
+def _rows(bindings: tuple[Binding, ...], size: int) -> str:
+    return ",\n".join([f"({', '.join('?' * len(bindings))})"] * size)

@@ -140,7 +140,7 @@ class SqlServerSagaStore(BaseSagaStore[StateT]):
     # -- primitives --------------------------------------------------------------------------------------
 
     async def _insert(self, row: SagaRow, correlation_id: str) -> None:
-        await self._engine.write(partial(self._operations.insert, row, correlation_id))
+        await self._engine.insert(row, correlation_id)
 
     async def _update(self, row: SagaRow, expected_version: int) -> None:
         await self._engine.update(row, expected_version)

@@ -110,6 +110,8 @@ def moment_text(moment: datetime) -> str:
     Args:
         moment: An aware datetime; one that is outside of the years 1 to 9999 in UTC becomes the nearest inside.
     """
+    if moment.tzinfo is UTC:  # as all are that the store writes
+        return moment.isoformat(timespec="microseconds")[:26]
     return _text(microseconds(moment))
 
 
