@@ -44,19 +44,7 @@ def row_values(row: SagaRow) -> tuple[Any, ...]:
     Args:
         row: The row.
     """
-    return (
-        row.saga_name,
-        row.saga_id,
-        row.version,
-        row.is_completed,
-        row.created_at,
-        row.updated_at,
-        row.archived_at,
-        row.timeout_expires_at,
-        row.outbox_pending,
-        row.document.decode(),
-        exact_text(row.document),
-    )
+    return (*_columns(row), row.document.decode(), exact_text(row.document))
 
 
 def group_text(rows: Iterable[tuple[SagaRow, Any]]) -> str:
@@ -97,9 +85,13 @@ def _line(number: int, row: SagaRow, extra: Any) -> _Line:
         exact = exact_text(row.document)
     except ValueError as error:
         raise StateEncodeError(f"the encoded state is no JSON document: {error}") from error
-    return _Line(
-        number,
-        extra,
+    return _Line(number, extra, *_columns(row), state, exact)
+
+
+def _columns(
+    row: SagaRow,
+) -> tuple[str, str, int, bool, datetime, datetime, datetime | None, datetime | None, bool]:
+    return (
         row.saga_name,
         row.saga_id,
         row.version,
@@ -109,6 +101,4 @@ def _line(number: int, row: SagaRow, extra: Any) -> _Line:
         row.archived_at,
         row.timeout_expires_at,
         row.outbox_pending,
-        state,
-        exact,
     )
