@@ -1,4 +1,4 @@
--- What the scripts that write begin with. A saga's key holds seven fields, each ended by NUL, and then the document.
+-- What most scripts begin with. A saga's key holds seven fields, each ended by NUL, and then the document.
 -- The members of the index are a letter, a moment of 18 digits and a saga id:
 --   n running and f finished sagas by created_at, r running and c finished ones by updated_at,
 --   d running ones by their timeout, o those with a pending outbox by updated_at;
@@ -23,8 +23,8 @@ local function digits(number)
 end
 
 local function parse(head)
-  local version, correlation, created, updated, due, expiry, flags =
-    string.match(head, '^(%d+)%z([^%z]*)%z(%d*)%z(%d*)%z(%d*)%z(%d*)%z(%u*)%z')
+  local version, created, updated, due, expiry, flags, correlation =
+    string.match(head, '^(%d+)%z(%d*)%z(%d*)%z(%d*)%z(%d*)%z(%u*)%z([^%z]*)%z')
   if not version then
     error('WRONGTYPE a key of the saga store holds something else', 0)
   end
