@@ -24,7 +24,7 @@ from saga_bus.store_redis._items import Candidate, Read, Write, key_of, parts_of
 from saga_bus.store_redis._keys import MARK, Keys, fields_of, parse_record
 from saga_bus.store_redis._replication import Replication
 from saga_bus.store_redis._routes import Route, run_script
-from saga_bus.store_redis._scripts import READ, WRITE
+from saga_bus.store_redis._scripts import READ, WRITE, unpacked
 
 __all__ = ["Groups"]
 
@@ -34,7 +34,6 @@ Outcome = bool | list[str]
 
 _IN_FLIGHT = 2  # while the server works on one group, the next one is packed
 _MOST = 32  # a larger group would leave nobody over for the next one
-_GONE, _DANGLING = -1, -2
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Outcome]).decode
@@ -236,17 +235,14 @@ class Groups:
                 raise
             # Keys of several sagas may be on two nodes while their slot moves; one key never is.
             return await _each(items, self._read_slowly)
-        lengths, _, values = reply.partition(b"\n")
         documents: list[bytes | BaseException | None] = []
-        end = 0
-        for item, length in zip(items, map(int, lengths.split()), strict=True):
-            if length == _DANGLING and self._route.is_cluster:
-                documents += await _each((item,), self._read_slowly)
-            elif length < 0:
-                documents.append(None)
+        for item, value in zip(items, unpacked(reply), strict=True):
+            if value:
+                documents.append(_document(value, item))
+            elif value is not None and self._route.is_cluster:
+                documents += await _each((item,), self._read_slowly)  # the saga may be on another node
             else:
-                start, end = end, end + length
-                documents.append(_document(values[start:end], item))
+                documents.append(None)
         return documents
 
     async def _read_slowly(self, item: Read) -> bytes | None:
