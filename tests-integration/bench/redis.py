@@ -1,7 +1,10 @@
-"""The Redis store beside redis-benchmark: ``python -m bench.redis``.
+"""The Redis store beside redis-benchmark, and beside itself with many sagas: ``python -m bench.redis``.
 
 redis-benchmark is written in C and looks at no answer: it is what the server does for so many clients, one GET of a
 value of the same size at a time each. The two take turns on one server.
+
+With ``--growth`` the store and redis-py with few sagas, and both with many, take turns on one server: a machine that
+gets slower meanwhile gets slower for all.
 """
 
 from __future__ import annotations
@@ -12,13 +15,20 @@ import os
 import random
 import shutil
 import subprocess
+import tempfile
 import uuid
+from contextlib import ExitStack
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 from urllib.parse import urlsplit
 
 import msgspec
 
+from bench.child import Measure, Ready, Serve, Verify
+from bench.measure import Measured
+from bench.operations import OPERATIONS, WRITES
+from bench.process import Child
 from bench.workload import SAGA_NAME, OrderState, correlation_id_of, saga_id_of, state_of
 from providers import UnavailableError, serve
 from providers.redis import connected
@@ -37,9 +47,16 @@ def main() -> None:
     parser.add_argument("--callers", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--growth", type=int, metavar="ROWS", help="so many sagas beside --rows of them")
+    parser.add_argument("--active", type=int, help="with --growth: how many of them are used, the newest")
+    parser.add_argument("--operations", default=",".join(OPERATIONS), help="with --growth")
     options = parser.parse_args()
     with serve("redis") as url:
-        asyncio.run(_measure(url, options))
+        if options.growth is None:
+            asyncio.run(_measure(url, options))
+        else:
+            os.environ["SAGA_TEST_REDIS_URL"] = url
+            _measure_growth(url, options)
 
 
 async def _measure(url: str, options: argparse.Namespace) -> None:
@@ -103,6 +120,65 @@ def _redis_benchmark(url: str, prefix: str, options: argparse.Namespace) -> floa
     command += ["-n", str(_REQUESTS), "-r", str(options.rows), "--csv", "GET", f"{prefix}:__rand_int__"]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
     return float(done.stdout.splitlines()[-1].split(",")[1].strip('"'))
+
+
+def _measure_growth(url: str, options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory(prefix="saga-bus-bench-") as folder, ExitStack() as stack:
+        children: dict[tuple[str, int], Child] = {}
+        (Path(folder) / "empty").mkdir()
+        for rows in (options.rows, options.growth):
+            for subject in ("store", "redis-py"):
+                before = _used_memory(url)
+                place = Path(folder) / f"{subject}-{rows}"
+                active = min(rows, options.active or rows)
+                job = Serve("redis", subject, "default", str(place), rows, active)
+                child = children[subject, rows] = stack.enter_context(Child(job, Path(folder) / "empty"))
+                child.wait_until_open()
+                print(f"{subject}: {rows:,} sagas of {(_used_memory(url) - before) / rows:,.0f} bytes", flush=True)
+        print(
+            "operation               subject    few/s     many/s    many/few   server, us: few  many   ratio to redis-py"
+        )
+        for operation in options.operations.split(","):
+            _print_growth(url, operation, children, options)
+
+
+def _print_growth(
+    url: str, operation: str, children: dict[tuple[str, int], Child], options: argparse.Namespace
+) -> None:
+    rounds: dict[tuple[str, int], list[tuple[float, float]]] = {key: [] for key in children}
+    for turn in range(options.repeat):
+        for key in list(children) if turn % 2 else reversed(children):
+            before = _server_seconds(url)
+            measured = children[key].ask(Measure(operation, options.callers, options.seconds, None), Measured)
+            # The warm-up of a round is a tenth more of it.
+            server = (_server_seconds(url) - before) / (1.1 * measured.operations)
+            rounds[key].append((measured.per_second, server))
+    few, many = options.rows, options.growth
+    for subject in ("store", "redis-py"):
+        pairs = list(zip(rounds[subject, few], rounds[subject, many], strict=True))
+        beside = [own[0] / its[0] for own, its in zip(rounds["store", many], rounds["redis-py", many], strict=True)]
+        print(
+            f"{operation:23} {subject:9}{median(each[0][0] for each in pairs):>8,.0f}{median(each[1][0] for each in pairs):>11,.0f}"
+            f"{median(each[1][0] / each[0][0] for each in pairs):>12.2f}"
+            f"{median(each[0][1] for each in pairs) * 1e6:>18.0f}{median(each[1][1] for each in pairs) * 1e6:>6.0f}"
+            + (f"{median(beside):>12.2f}" if subject == "store" else ""),
+            flush=True,
+        )
+    if operation in WRITES:
+        for child in children.values():
+            child.ask(Verify(), Ready)
+
+
+def _used_memory(url: str) -> int:
+    with connected(url) as client:
+        return int(client.info("memory")["used_memory"])
+
+
+def _server_seconds(url: str) -> float:
+    """The processor time that the server has used."""
+    with connected(url) as client:
+        found = client.info("cpu")
+        return float(found["used_cpu_user"]) + float(found["used_cpu_sys"])
 
 
 if __name__ == "__main__":

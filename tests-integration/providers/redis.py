@@ -233,9 +233,12 @@ class PrivateSentinel:
         """Wait until the replica is the primary."""
 
         def failed_over() -> bool:
-            with connected(self.replica.url) as client, connected(self.watcher.url) as watcher:
-                _, port = watcher.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.name)
-                return client.info("replication")["role"] == "master" and int(port) == self.replica.port
+            try:
+                with connected(self.replica.url) as client, connected(self.watcher.url) as watcher:
+                    _, port = watcher.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.name)
+                    return client.info("replication")["role"] == "master" and int(port) == self.replica.port
+            except redis.exceptions.ConnectionError:
+                return False  # the Sentinel cuts the connections of the server that it makes a primary
 
         wait_until(failed_over, lambda: "the Sentinel did not fail over")
 

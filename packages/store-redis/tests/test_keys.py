@@ -11,11 +11,11 @@ from saga_bus.store import InvalidSagaError, SagaRow
 from saga_bus.store_redis import get_key_layout
 from saga_bus.store_redis._keys import (
     check_prefix,
+    fields_of,
     keys_of,
     moment_of_text,
     names_of_fields,
     parse_record,
-    record_fields,
     schema_key,
     text_of_microseconds,
     text_of_moment,
@@ -72,22 +72,29 @@ def test_moments_sort_as_texts_and_come_back():
         assert text_of_microseconds(moment_of_text(text.encode())) == text
 
 
-def test_a_record_says_what_a_row_says():
+def test_fields_say_what_a_row_says():
     moment = datetime(2026, 1, 1, tzinfo=UTC)
-    row = SagaRow("n", "i", 3, b"{}", True, moment, moment, moment, moment, True)
-    fields = record_fields(row)
-    assert fields == (text_of_moment(moment),) * 3 + ("CAO",)
-    assert record_fields(SagaRow("n", "i", 3, b"{}", False, moment, moment, None, None, False))[2:] == ("", "")
+    text = text_of_moment(moment)
+    fields = fields_of(SagaRow("n", "i", 3, b"{}", True, moment, moment, moment, moment, True))
+    assert (fields.version, fields.created_at, fields.updated_at, fields.due_at) == ("3", text, text, text)
+    assert (fields.flags, fields.is_plain) == ("CAO", False)
+    fields = fields_of(SagaRow("n", "i", 3, b"{}", False, moment, moment, None, None, False))
+    assert (fields.due_at, fields.flags, fields.is_plain) == ("", "", True)
+    archived = fields_of(SagaRow("n", "i", 3, b"{}", False, moment, moment, moment, None, False))
+    assert (archived.flags, archived.is_plain) == ("A", True)
 
 
-def test_a_document_may_hold_whatever_the_fields_before_it_end_with():
-    record = parse_record(b"\0".join([b"3", b"order-1", b"1", b"2", b"", b"", b"C", b'{"a":\0"b"}']))
-    assert (record.version, record.correlation_id, record.flags, record.document) == (
-        b"3",
-        b"order-1",
-        b"C",
-        b'{"a":\0"b"}',
-    )
+def test_a_head_begins_a_record():
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    fields = fields_of(SagaRow("n", "i", 3, b"{}", False, moment, moment, moment, moment, True))
+    record = parse_record(fields.head().encode() + b'order-1\0{"a":\0"b"}')  # a document may hold a NUL
+    assert record.version == b"3"
+    assert {record.created_at, record.updated_at, record.due_at} == {text_of_moment(moment).encode()}
+    assert (record.expiry, record.flags, record.correlation_id) == (b"", b"AO", b"order-1")
+    assert record.document == b'{"a":\0"b"}'
+
+
+def test_refuses_what_is_no_record():
     with pytest.raises(TypeError):
         parse_record(b"something else")
 

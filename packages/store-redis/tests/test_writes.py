@@ -17,6 +17,7 @@ from saga_bus.store import (
     StoreUnavailableError,
 )
 from saga_bus.store_redis import RedisSagaStore
+from saga_bus.store_redis._keys import parse_record, text_of_moment
 from saga_bus.store_redis._scripts import READ, WRITE
 
 
@@ -54,26 +55,76 @@ def test_the_index_follows_a_saga_through_its_life(url, prefix, admin):
     asyncio.run(run())
 
 
-def test_the_usual_update_and_the_general_one_write_the_same(url, prefix, admin):
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_usual_write_leaves_what_any_other_would(url, prefix, admin, alone):
+    """What the script does first, and what it leaves to its slower part, as it does for a long correlation id."""
+
     async def run():
         async with store_on(url, prefix) as store:
             await store.create_schema()
+
+            async def write(calls):
+                if alone:
+                    for call in calls:
+                        await call
+                else:
+                    await asyncio.gather(*calls)
+
             moment = datetime.now(UTC)
-            alone, first, second = (
-                following(state(saga_id), timeout=timedelta(hours=1), now=moment) for saga_id in ("a", "b", "c")
-            )
-            for saga, correlation_id in ((alone, "1"), (first, "2"), (second, "3")):
-                await store.insert(NAME, correlation_id, saga)
-            later = moment + timedelta(seconds=5)
-            await store.update(NAME, following(alone, now=later), 1)
-            await asyncio.gather(*(store.update(NAME, following(saga, now=later), 1) for saga in (first, second)))
-            values = [admin.get(key(prefix, f"s:{saga_id}")).split(b"\0") for saga_id in ("a", "b")]
-            assert values[0][0] == values[1][0] == b"2"
-            assert values[0][3:7] == values[1][3:7]
-            assert {letter for letter, _ in members(admin, prefix)} == {"n", "r", "d"}
-            assert len(members(admin, prefix)) == 9
-            due = (await store.find(SagaFilter(updated_after=moment, order="stalest"))).items
-            assert [record.state.metadata.saga_id for record in due] == ["a", "b", "c"]
+            sagas = [following(state(saga_id), now=moment) for saga_id in ("a", "b", "c")]
+            correlation_ids = ["short", "l" * 200, "due"]
+            sagas[2] = following(sagas[2], timeout=timedelta(hours=1), now=moment)
+            await write(store.insert(NAME, *each) for each in zip(correlation_ids, sagas, strict=True))
+            first = members(admin, prefix)
+            for second in range(1, 4):
+                later = moment + timedelta(seconds=second)
+                expected = [saga.metadata.version for saga in sagas]
+                sagas = [following(saga, now=later) for saga in sagas]
+                await write(store.update(NAME, *each) for each in zip(sagas, expected, strict=True))
+                assert members(admin, prefix) == first
+                usual, other, due = (parse_record(admin.get(key(prefix, f"s:{saga_id}"))) for saga_id in "abc")
+                for saga, record in zip(sagas, (usual, other, due), strict=True):
+                    assert record.created_at.decode() == text_of_moment(saga.metadata.created_at)
+                    assert record.updated_at.decode() == text_of_moment(later)
+                assert (usual.version, usual.due_at, usual.expiry, usual.flags) == (
+                    *(other.version, other.due_at, other.expiry, other.flags),
+                )
+                assert due.due_at
+                assert [each.correlation_id.decode() for each in (usual, other, due)] == correlation_ids
+            assert [letter for letter, _ in first] == ["d", "n", "n", "n", "r", "r", "r"]
+            found = (await store.find(SagaFilter(updated_after=moment, order="stalest"))).items
+            assert [record.state for record in found] == sagas
+
+    asyncio.run(run())
+
+
+def test_what_is_usual_of_the_new_state_but_not_of_the_old_one(url, prefix, admin):
+    """An update is a usual one where the saga that is there was what it will be, too."""
+
+    async def run():
+        async with store_on(url, prefix, completed_ttl=timedelta(hours=1)) as store:
+            await store.create_schema()
+            olds = {
+                "timeout": {"timeout": timedelta(hours=1)},
+                "outbox": {"outbox": ({"m": 1},)},
+                "archived": {"archived_at": datetime.now(UTC)},
+                "completed": {"is_completed": True},
+            }
+            news = {
+                "timeout": {"timeout": None},
+                "outbox": {"outbox": ()},
+                "archived": {"archived_at": None},
+                "completed": {"is_completed": False},
+            }
+            for name, changes in olds.items():
+                saga = following(state(name), **changes)
+                await store.insert(NAME, f"order-{name}", saga)
+                await store.update(NAME, following(saga, **news[name]), 1)
+                record = parse_record(admin.get(key(prefix, f"s:{name}")))
+                assert (record.due_at, record.flags, record.expiry) == (b"", b"", b"")
+                assert admin.pttl(key(prefix, f"s:{name}")) == admin.pttl(key(prefix, f"c:order-{name}")) == -1
+            assert {letter for letter, _ in members(admin, prefix)} == {"n", "r"}
+            assert await store.count(SagaFilter(saga_name=NAME, completed=False)) == len(olds)
 
     asyncio.run(run())
 

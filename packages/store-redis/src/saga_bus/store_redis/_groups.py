@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from saga_bus.store import (
     Coalescer,
@@ -20,10 +21,10 @@ from saga_bus.store import (
 from saga_bus.store.coalesce import Activity
 from saga_bus.store_redis._errors import error_of_reply
 from saga_bus.store_redis._items import Candidate, Read, Write, key_of, parts_of
-from saga_bus.store_redis._keys import LAYOUT, Keys, parse_record, record_fields
+from saga_bus.store_redis._keys import MARK, Keys, fields_of, parse_record
 from saga_bus.store_redis._replication import Replication
 from saga_bus.store_redis._routes import Route, run_script
-from saga_bus.store_redis._scripts import READ, WRITE
+from saga_bus.store_redis._scripts import READ, WRITE, unpacked
 
 __all__ = ["Groups"]
 
@@ -32,9 +33,7 @@ ResultT = TypeVar("ResultT")
 Outcome = bool | list[str]
 
 _IN_FLIGHT = 2  # while the server works on one group, the next one is packed
-_MOST = 128
-_GONE, _DANGLING = -1, -2
-_LAYOUT = b"%d" % LAYOUT
+_MOST = 32  # a larger group would leave nobody over for the next one
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Outcome]).decode
@@ -105,8 +104,16 @@ class Groups:
         Raises:
             DuplicateSagaError: A key is taken.
         """
+        fields = fields_of(row)
         item = Write(
-            keys, row.saga_id, correlation_id, "insert", "", str(row.version), record_fields(row), row.document
+            keys,
+            "insert",
+            row.saga_id,
+            usual=fields.created_at if fields.is_plain and not fields.due_at else "",
+            updated_at=fields.updated_at,
+            head=fields.head(),
+            correlation_id=correlation_id,
+            document=row.document,
         )
         outcome = await self._writes.call(item)
         if outcome is True:
@@ -134,9 +141,16 @@ class Groups:
         Raises:
             ConcurrencyError: Another version is there, or none.
         """
-        version = str(row.version)
+        fields, expected = fields_of(row), str(expected_version)
         item = Write(
-            keys, row.saga_id, None, "update", str(expected_version), version, record_fields(row), row.document
+            keys,
+            "update",
+            row.saga_id,
+            expected=expected,
+            usual=fields.pattern(expected) if fields.is_plain else "",
+            updated_at=fields.updated_at,
+            head=fields.head(),
+            document=row.document,
         )
         await self._change(item, row.saga_name, expected_version)
 
@@ -153,7 +167,7 @@ class Groups:
             ConcurrencyError: Another version is there, or none.
         """
         expected = "" if expected_version is None else str(expected_version)
-        item = Write(keys, saga_id, None, "delete", expected, "", ("", "", "", ""), b"")
+        item = Write(keys, "delete", saga_id, expected=expected)
         await self._change(item, saga_name, expected_version)
 
     async def purge(self, keys: Keys, candidates: Sequence[Candidate]) -> int:
@@ -167,9 +181,11 @@ class Groups:
         for first in range(0, len(candidates), _MOST):
             items = [
                 Write(
-                    *(keys, saga_id.decode(), correlation_id.decode(), "purge", "", ""),
-                    ("", updated_at.decode(), "", ""),
-                    b"",
+                    keys,
+                    "purge",
+                    saga_id.decode(),
+                    updated_at=updated_at.decode(),
+                    correlation_id=correlation_id.decode(),
                 )
                 for saga_id, correlation_id, updated_at in candidates[first : first + _MOST]
             ]
@@ -183,7 +199,7 @@ class Groups:
         outcome = await self._writes.call(item)
         match outcome:
             case ["pointer", correlation_id]:
-                outcome = await self._writes.call(item._replace(correlation_id=correlation_id))
+                outcome = await self._writes.call(replace(item, correlation_id=correlation_id))
         if outcome is True:
             return
         match outcome:
@@ -219,17 +235,14 @@ class Groups:
                 raise
             # Keys of several sagas may be on two nodes while their slot moves; one key never is.
             return await _each(items, self._read_slowly)
-        lengths, _, values = reply.partition(b"\n")
         documents: list[bytes | BaseException | None] = []
-        end = 0
-        for item, length in zip(items, map(int, lengths.split()), strict=True):
-            if length == _DANGLING and self._route.is_cluster:
-                documents += await _each((item,), self._read_slowly)
-            elif length < 0:
-                documents.append(None)
+        for item, value in zip(items, unpacked(reply), strict=True):
+            if value:
+                documents.append(_document(value, item))
+            elif value is not None and self._route.is_cluster:
+                documents += await _each((item,), self._read_slowly)  # the saga may be on another node
             else:
-                start, end = end, end + length
-                documents.append(_document(values[start:end], item))
+                documents.append(None)
         return documents
 
     async def _read_slowly(self, item: Read) -> bytes | None:
@@ -252,21 +265,7 @@ class Groups:
         return await self._in_parts(items, self._write_part)
 
     async def _write_alone(self, item: Write) -> Outcome:
-        index, states, pointers = item.keys
-        keys = [index, states + item.saga_id.encode()]
-        if item.correlation_id is not None:
-            keys.append(pointers + item.correlation_id.encode())
-        fields = (item.operation, item.saga_id, item.expected, item.version, *item.fields, item.correlation_id or "")
-        reply, *waited = await run_script(
-            self._route,
-            WRITE,
-            keys,
-            *(b"", self._ttl, _LAYOUT, item.document),
-            *[field.encode() for field in fields],
-            then=self._replication.commands(),
-        )
-        # 1 is a usual write, done.
-        (outcome,) = self._judged([True] if reply == 1 else _decode(reply), waited)
+        (outcome,) = await self._write_part((item,))
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
@@ -277,32 +276,30 @@ class Groups:
         for item in items:
             index, states, pointers = item.keys
             correlation_id = item.correlation_id
-            packed.append(
-                (
-                    item.operation,
-                    places.setdefault(index, len(places) + 1),
-                    places.setdefault(states + item.saga_id.encode(), len(places) + 1),
-                    0
-                    if correlation_id is None
-                    else places.setdefault(pointers + correlation_id.encode(), len(places) + 1),
-                    item.saga_id,
-                    item.expected,
-                    item.version,
-                    *item.fields,
-                    correlation_id or "",
-                )
+            values = (
+                item.operation,
+                places.setdefault(index, len(places) + 1),
+                places.setdefault(states + item.saga_id.encode(), len(places) + 1),
+                0 if correlation_id is None else places.setdefault(pointers + correlation_id.encode(), len(places) + 1),
+                item.saga_id,
+                item.expected,
+                item.usual,
+                item.updated_at,
+                item.head,
+                correlation_id or "",
             )
+            packed.append(_encode(values)[1:])  # without its length, so that Lua makes no table of it
         reply, *waited = await run_script(
             self._route,
             WRITE,
             list(places),
-            _encode(packed),
+            b"".join(packed),
             self._ttl,
-            _LAYOUT,
-            *(item.document for item in items),
+            MARK,
+            *[item.document for item in items],
             then=self._replication.commands(),
         )
-        return self._judged(_decode(reply), waited)
+        return self._judged([True] * len(items) if isinstance(reply, int) else _decode(reply), waited)
 
     def _judged(self, found: list[Outcome], waited: Sequence[Any]) -> list[Outcome | BaseException]:
         """The outcomes of a script, once the replicas have been waited for."""

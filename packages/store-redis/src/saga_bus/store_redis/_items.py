@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from msgspec import Struct
+
 from saga_bus.store_redis._keys import Keys
 
 __all__ = ["Candidate", "Read", "Write", "key_of", "parts_of"]
@@ -26,7 +28,7 @@ class Candidate(NamedTuple):
     updated_at: bytes
 
 
-class Read(NamedTuple):
+class Read(Struct, frozen=True, gc=False):
     """A saga to be read, by its id or by its correlation id."""
 
     keys: Keys
@@ -43,17 +45,31 @@ class Read(NamedTuple):
         return (self.keys.states if self.kind == b"s" else self.keys.pointers) + self.value
 
 
-class Write(NamedTuple):
-    """A saga to be written or deleted."""
+class Write(Struct, frozen=True, gc=False):
+    """A saga to be written or deleted.
+
+    Args:
+        keys: The keys of its type.
+        operation: insert, update, delete or purge.
+        saga_id: Its id.
+        expected: The version that must be there, or nothing.
+        usual: What makes the write a usual one, which the script does first: of an update a pattern of the record
+            that is there, of an insert created_at; else nothing.
+        updated_at: The 18 digits of its last update: the new one, and of a purge that which must be there.
+        head: What its new record begins with, before the correlation id.
+        correlation_id: Its correlation id where it is known, so that its key can be named.
+        document: The encoded state.
+    """
 
     keys: Keys
-    saga_id: str
-    correlation_id: str | None  # where it is known, so that its key can be named
     operation: str
-    expected: str
-    version: str
-    fields: tuple[str, str, str, str]  # created_at, updated_at, due_at, flags
-    document: bytes
+    saga_id: str
+    expected: str = ""
+    usual: str = ""
+    updated_at: str = ""
+    head: str = ""
+    correlation_id: str | None = None
+    document: bytes = b""
 
     @property
     def size(self) -> int:

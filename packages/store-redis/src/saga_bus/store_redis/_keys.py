@@ -2,7 +2,7 @@
 
 With the prefix ``saga_instances`` the saga type ``OrderSaga`` has these keys, all in one hash slot of a Cluster:
 
-- ``saga_instances:{OrderSaga}:s:<saga id>``: a saga, its record followed by its document;
+- ``saga_instances:{OrderSaga}:s:<saga id>``: a saga, its record (seven fields, each ended by NUL) and its document;
 - ``saga_instances:{OrderSaga}:c:<correlation id>``: the saga's id;
 - ``saga_instances:{OrderSaga}:i``: the index, one sorted set whose scores are all 0, so that its members are in the
   order of their bytes: a letter, a moment of 18 digits, and a saga id.
@@ -17,19 +17,23 @@ from datetime import datetime
 from functools import lru_cache
 from typing import NamedTuple
 
+from msgspec import Struct
+
 from saga_bus.store import InvalidSagaError, SagaRow
 from saga_bus.store.checks import microseconds
 
 __all__ = [
     "LAYOUT",
+    "MARK",
+    "Fields",
     "Keys",
     "Record",
     "check_prefix",
+    "fields_of",
     "keys_of",
     "moment_of_text",
     "names_of_fields",
     "parse_record",
-    "record_fields",
     "schema_key",
     "text_of_microseconds",
     "text_of_moment",
@@ -37,6 +41,7 @@ __all__ = [
 ]
 
 LAYOUT = 1  # the version of what this module says
+MARK = b"v%d" % LAYOUT  # in the index of each type: inserts look for it
 
 _PREFIX = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
 _YEAR_1 = 62_135_596_800_000_000  # microseconds from year 1 to 1970, so that every moment is a number of 18 digits
@@ -57,27 +62,56 @@ class Keys(NamedTuple):
     pointers: bytes
 
 
-class Record(NamedTuple):
+class Fields(Struct, frozen=True, gc=False):
+    """The fields of a record that a write brings, as texts; the server adds the others."""
+
+    version: str
+    created_at: str
+    updated_at: str
+    due_at: str
+    flags: str
+
+    def head(self) -> str:
+        """What a record begins with, before the correlation id, where the saga does not expire."""
+        return f"{self.version}\0{self.created_at}\0{self.updated_at}\0{self.due_at}\0\0{self.flags}\0"
+
+    def pattern(self, version: str) -> str:
+        """A pattern of Lua's that a record matches from which only version, updated_at and document are to change.
+
+        It catches updated_at, and the correlation id with its NUL. Digits and letters stand for themselves.
+
+        Args:
+            version: The version that the record must have.
+        """
+        return f"^{version}%z{self.created_at}%z(%d*)%z{self.due_at}%z%z{self.flags}%z([^%z]*%z)"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the saga runs, and no messages wait."""
+        return self.flags in ("", "A")
+
+
+class Record(Struct, frozen=True, gc=False):
     """What the key of a saga holds.
 
     Args:
         version: The version.
-        correlation_id: The correlation id, in UTF-8.
         created_at: Its 18 digits.
         updated_at: Its 18 digits.
         due_at: The 18 digits of its timeout, or nothing.
         expiry: When it expires, in milliseconds since 1970 (15 digits), or nothing.
         flags: Of ``C`` (completed), ``A`` (archived) and ``O`` (messages wait in the outbox) those that hold.
+        correlation_id: The correlation id, in UTF-8.
         document: The encoded state.
     """
 
     version: bytes
-    correlation_id: bytes
     created_at: bytes
     updated_at: bytes
     due_at: bytes
     expiry: bytes
     flags: bytes
+    correlation_id: bytes
     document: bytes
 
 
@@ -167,19 +201,19 @@ def moment_of_text(text: bytes) -> int:
     return int(text) - _YEAR_1
 
 
-def record_fields(row: SagaRow) -> tuple[str, str, str, str]:
-    """The fields of a record that an update brings: created_at, updated_at, due_at and the flags.
+def fields_of(row: SagaRow) -> Fields:
+    """The fields of a record that a write brings.
 
     Args:
         row: The row.
     """
-    flags = ("C" if row.is_completed else "") + ("A" if row.archived_at else "") + ("O" if row.outbox_pending else "")
     due = row.timeout_expires_at
-    return (
+    return Fields(
+        str(row.version),
         text_of_moment(row.created_at),
         text_of_moment(row.updated_at),
         "" if due is None else text_of_moment(due),
-        flags,
+        ("C" if row.is_completed else "") + ("A" if row.archived_at else "") + ("O" if row.outbox_pending else ""),
     )
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from saga_bus.store import CursorPosition, FoundRow, SagaFilter, SagaQuery, StoreUnavailableError
 from saga_bus.store.checks import microseconds
 from saga_bus.store_redis._items import Candidate
 from saga_bus.store_redis._keys import Keys, moment_of_text, parse_record, text_of_microseconds, text_of_moment
 from saga_bus.store_redis._routes import Route, run_script
-from saga_bus.store_redis._scripts import COUNT, FIND, HEAL
+from saga_bus.store_redis._scripts import COUNT, FIND, HEAL, unpacked
 
 __all__ = ["choose", "count_sagas", "find_sagas"]
 
@@ -219,7 +219,7 @@ async def _found(route: Route, walk: _Walk, limit: int, kind: bytes) -> AsyncIte
             yield rows[first : first + width]
 
 
-async def _chunks(route: Route, walk: _Walk, limit: int | None, kind: bytes) -> AsyncIterator[tuple[int, list[bytes]]]:
+async def _chunks(route: Route, walk: _Walk, limit: int | None, kind: bytes) -> AsyncIterator[tuple[int, list[Any]]]:
     """What a walk finds, a script's worth at a time: how many, and what was returned of them."""
     patience = _PATIENCE
     left = limit
@@ -239,7 +239,7 @@ async def _chunks(route: Route, walk: _Walk, limit: int | None, kind: bytes) -> 
             continue
         if state == _AGAIN:
             continue
-        yield found, rows
+        yield found, unpacked(rows)
         if left is not None:
             left -= found
         if state == _ENDED:

@@ -9,7 +9,16 @@ from redis.exceptions import ResponseError
 
 from saga_bus.store import SchemaError
 from saga_bus.store_redis._errors import error_of_reply
-from saga_bus.store_redis._keys import LAYOUT, Keys, check_prefix, keys_of, names_of_fields, schema_key, type_field
+from saga_bus.store_redis._keys import (
+    LAYOUT,
+    MARK,
+    Keys,
+    check_prefix,
+    keys_of,
+    names_of_fields,
+    schema_key,
+    type_field,
+)
 from saga_bus.store_redis._routes import Route, run_script
 from saga_bus.store_redis._scripts import DROP, REGISTER
 from saga_bus.store_redis._servers import Command
@@ -17,7 +26,6 @@ from saga_bus.store_redis._servers import Command
 __all__ = ["check", "create", "drop", "get_key_layout", "register", "types"]
 
 _VERSION = b"%d" % LAYOUT
-_MARK = b"v" + _VERSION  # in the index of each type: inserts look for it
 
 
 def get_key_layout(*, prefix: str = "saga_instances", saga_name: str | None = None) -> dict[str, str]:
@@ -100,10 +108,10 @@ async def register(route: Route, prefix: str, saga_name: str) -> None:
     index = keys_of(prefix, saga_name).index_key
     (found,) = await run_script(route, REGISTER, [schema_key(prefix)], _VERSION, type_field(saga_name))
     _refuse_other(prefix, found or None)
-    await _ask(route, index, b"ZADD", b"0", _MARK)
+    await _ask(route, index, b"ZADD", b"0", MARK)
     # Who dropped the layout meanwhile has perhaps not seen the mark.
     if not await _ask(route, schema_key(prefix), b"HEXISTS", type_field(saga_name)):
-        await _ask(route, index, b"ZREM", _MARK)
+        await _ask(route, index, b"ZREM", MARK)
         _refuse_other(prefix, None)
 
 
@@ -120,7 +128,7 @@ async def drop(route: Route, prefix: str) -> None:
         there = []
     await _ask(route, schema_key(prefix), b"DEL")  # nobody can register a type any more
     for _, keys in there:
-        await _ask(route, keys.index_key, b"ZREM", _MARK)  # nor insert a saga
+        await _ask(route, keys.index_key, b"ZREM", MARK)  # nor insert a saga
     for _, keys in there:
         while (await run_script(route, DROP, [keys.index_key]))[0]:
             pass

@@ -5,7 +5,13 @@ from __future__ import annotations
 from hashlib import sha1
 from importlib.resources import files
 
-__all__ = ["COUNT", "DROP", "FIND", "HEAL", "READ", "REGISTER", "WRITE", "Script"]
+import msgspec
+
+__all__ = ["COUNT", "DROP", "FIND", "HEAL", "READ", "REGISTER", "WRITE", "Script", "unpacked"]
+
+_values_in = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+_NOTHING = b"\xc2"  # false
+_HEADERS = {0xD9: 2, 0xDA: 3, 0xDB: 5}  # the bytes before longer texts; those up to 31 bytes have one before them
 
 
 class Script:
@@ -36,6 +42,16 @@ class Script:
             command: What ``by_digest`` made.
         """
         return [b"EVAL", self.source, *command[2:]]
+
+
+def unpacked(packed: bytes) -> list[bytes | None]:
+    """The texts that a script packed, whatever bytes they are of; None where it packed ``false``.
+
+    Args:
+        packed: What it returned.
+    """
+    values = map(bytes, _values_in(packed))
+    return [None if value == _NOTHING else value[_HEADERS.get(value[0], 1) :] for value in values]
 
 
 WRITE = Script("usual", "library", "write")

@@ -16,6 +16,7 @@ import redis
 from redis.exceptions import ReadOnlyError, ResponseError
 
 from saga_bus.store import StoreClosedError
+from saga_bus.store_redis._deadlines import Deadlines
 from saga_bus.store_redis._errors import DRIVER_ERRORS, translated
 
 __all__ = ["Command", "Gate", "Limits", "Server"]
@@ -24,7 +25,6 @@ Command = Sequence[bytes]
 
 _VERSION = tuple(map(int, redis.__version__.split(".")[:2]))
 _ARGUMENTS = () if _VERSION >= (5, 3) else ("EVALSHA",)  # from 5.3 on the pool warns of what it wanted before
-_IS_DIRTY = "can_read" if _VERSION >= (8, 0) else "can_read_destructive"
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class Server:
         self._keeps = keeps
         self._kept: list[Any] = []
         self._turns = asyncio.Semaphore(limits.connections)
+        self._deadlines = Deadlines(limits.command)
 
     async def ask(self, commands: Sequence[Command], *, writing: bool = False) -> list[Any]:
         """Send commands in one go, over one connection.
@@ -100,20 +101,26 @@ class Server:
             StoreUnavailableError: There is no connection, or it was lost.
             OutcomeUnknownError: It was lost after a write was sent.
         """
-        async with self._turns:
-            return await self._ask(commands, writing=writing)
+        await self._turns.acquire()  # this and much else here is plain, as it is done for each call of a lone caller
+        try:
+            kept = self._kept
+            connection = kept.pop() if kept and _is_quiet(kept[-1]) else await self._connection()
+            return await self._exchange(connection, commands, writing)
+        finally:
+            self._turns.release()
 
-    async def _ask(self, commands: Sequence[Command], *, writing: bool) -> list[Any]:
-        connection = await self._connection()
+    async def _exchange(self, connection: Any, commands: Sequence[Command], writing: bool) -> list[Any]:  # noqa: FBT001
         sent = is_usable = False
         try:
-            async with asyncio.timeout(self._limits.command):
+            with self._deadlines.start():
                 packed = _packed(commands)
                 sent = True
                 await connection.send_packed_command(packed)
                 replies = [await _reply(connection) for _ in commands]
-            if any(isinstance(reply, ReadOnlyError) for reply in replies):
-                await connection.disconnect()  # the next connection asks again who the primary is
+            for reply in replies:
+                if isinstance(reply, ReadOnlyError):
+                    await connection.disconnect()  # the next connection asks again who the primary is
+                    break
             else:
                 is_usable = True
         except DRIVER_ERRORS as error:
@@ -127,6 +134,7 @@ class Server:
 
     async def close(self) -> None:
         """Close the connections."""
+        self._deadlines.close()
         try:
             while self._kept:
                 await self._pool.release(self._kept.pop())
@@ -137,7 +145,7 @@ class Server:
     async def _connection(self) -> Any:
         while self._kept:
             connection = self._kept.pop()
-            if await _is_clean(connection):
+            if _is_quiet(connection):
                 return connection
             await self._pool.release(connection)  # the pool connects it again
         try:
@@ -155,12 +163,16 @@ class Server:
             raise translated(error, sent=False) from error
 
 
-async def _is_clean(connection: Any) -> bool:
-    """Whether a connection is open, and holds no answer that nobody has read."""
-    try:
-        return connection.is_connected and not _was_reset(connection) and not await getattr(connection, _IS_DIRTY)()
-    except DRIVER_ERRORS:
+def _is_quiet(connection: Any) -> bool:
+    """Whether a connection is open, and holds no answer that nobody has read.
+
+    redis-py has a coroutine for this, which in its older versions waits for the event loop.
+    """
+    reader, writer = getattr(connection, "_reader", None), getattr(connection, "_writer", None)
+    if not (isinstance(reader, asyncio.StreamReader) and isinstance(writer, asyncio.StreamWriter)):
         return False
+    unread: Any = getattr(reader, "_buffer", b"")
+    return not (unread or reader.at_eof() or writer.is_closing())
 
 
 def _was_reset(connection: Any) -> bool:

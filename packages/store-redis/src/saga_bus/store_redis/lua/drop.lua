@@ -6,9 +6,9 @@ for _, member in ipairs(call('ZRANGE', index, 0, BATCH - 1)) do
   if letter ~= 'v' then
     local id = string.sub(member, letter == 'x' and 53 or 20)
     local state = base_of(index) .. 's:' .. id
-    local head = call('GETRANGE', state, 0, HEAD)
-    if head ~= '' then
-      call('DEL', state, base_of(index) .. 'c:' .. parse(head).correlation)
+    local record = head_of(state)
+    if record then
+      call('DEL', state, base_of(index) .. 'c:' .. record.correlation)
     end
   end
   call('ZREM', index, member)

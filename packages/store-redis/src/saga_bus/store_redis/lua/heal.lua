@@ -4,7 +4,7 @@ local healed = 0
 for place, member in ipairs(ARGV) do
   local id = string.sub(member, 20)
   local record = head_of(KEYS[place + 1])
-  if not record or #without({member}, members(record, id)) > 0 then
+  if not record or not belongs(member, record, id) then
     healed = healed + call('ZREM', KEYS[1], member)
   end
 end

@@ -1,9 +1,10 @@
--- What the scripts that write begin with. A saga's key holds seven fields, each ended by NUL, and then the document.
+-- What most scripts begin with. A saga's key holds seven fields, each ended by NUL, and then the document.
 -- The members of the index are a letter, a moment of 18 digits and a saga id:
 --   n running and f finished sagas by created_at, r running and c finished ones by updated_at,
 --   d running ones by their timeout, o those with a pending outbox by updated_at;
 --   x those that expire: 15 digits of milliseconds, created_at, updated_at, saga id.
-local HEAD = 1199 -- the last byte that the seven fields can reach
+-- The last byte that the seven fields reach as a rule, and at the most. Lua looks at every byte of a text that is made.
+local USUAL, HEAD = '191', '1199'
 
 local function call(...)
   local reply = redis.pcall(...)
@@ -22,43 +23,60 @@ local function digits(number)
   return string.format('%015.0f', number)
 end
 
-local function parse(head)
-  local version, correlation, created, updated, due, expiry, flags =
-    string.match(head, '^(%d+)%z([^%z]*)%z(%d*)%z(%d*)%z(%d*)%z(%d*)%z(%u*)%z')
-  if not version then
-    error('WRONGTYPE a key of the saga store holds something else', 0)
-  end
-  return {
+-- What a text says that begins with the seven fields; nil where it does not.
+local function parse(text)
+  local version, created, updated, due, expiry, flags, correlation =
+    string.match(text, '^(%d+)%z(%d*)%z(%d*)%z(%d*)%z(%d*)%z(%u*)%z([^%z]*)%z')
+  return version and {
     version = version, correlation = correlation, created = created, updated = updated, due = due, expiry = expiry,
     flags = flags, completed = string.find(flags, 'C', 1, true) ~= nil,
   }
 end
 
+local function known(record)
+  return record or error('WRONGTYPE a key of the saga store holds something else', 0)
+end
+
 local function head_of(key)
-  local head = call('GETRANGE', key, 0, HEAD)
+  local head = call('GETRANGE', key, '0', USUAL)
   if head == '' then
     return nil
   end
-  return parse(head)
+  return parse(head) or known(parse(call('GETRANGE', key, '0', HEAD)))
 end
 
+-- Whether a saga is in the part of the index that a letter begins.
+local function is_under(letter, record)
+  if letter == 'o' then
+    return string.find(record.flags, 'O', 1, true) ~= nil
+  end
+  return (letter == 'f' or letter == 'c') == record.completed and (letter ~= 'd' or record.due ~= '')
+end
+
+local MOMENTS = {n = 'created', f = 'created', r = 'updated', c = 'updated', d = 'due', o = 'updated'}
+
+local function member_of(letter, record, id)
+  return letter .. record[MOMENTS[letter]] .. id
+end
+
+-- All members of a saga.
 local function members(record, id)
-  local list
-  if record.completed then
-    list = {'f' .. record.created .. id, 'c' .. record.updated .. id}
-    if record.expiry ~= '' then
-      list[#list + 1] = 'x' .. record.expiry .. record.created .. record.updated .. id
-    end
-  else
-    list = {'n' .. record.created .. id, 'r' .. record.updated .. id}
-    if record.due ~= '' then
-      list[#list + 1] = 'd' .. record.due .. id
+  local list = {}
+  for letter in string.gmatch('nrdfco', '.') do
+    if is_under(letter, record) then
+      list[#list + 1] = member_of(letter, record, id)
     end
   end
-  if string.find(record.flags, 'O', 1, true) then
-    list[#list + 1] = 'o' .. record.updated .. id
+  if record.expiry ~= '' then
+    list[#list + 1] = 'x' .. record.expiry .. record.created .. record.updated .. id
   end
   return list
+end
+
+-- Whether a saga has a member.
+local function belongs(member, record, id)
+  local letter = string.sub(member, 1, 1)
+  return is_under(letter, record) and member == member_of(letter, record, id)
 end
 
 local function without(list, others)

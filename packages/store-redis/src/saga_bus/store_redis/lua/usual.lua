@@ -1,48 +1,83 @@
--- The usual writes of a caller that is alone: a new saga that runs, and an update of a running one whose flags and
--- timeout stay. They come before the library, because making that takes longer than they do. Of one item, ARGV[1] is
--- nothing, and the fields are plain: from ARGV[5] on the operation, the id, the expected version, the new version,
--- created_at, updated_at, due_at, flags, correlation id. Whatever is unusual is left to what follows.
-if ARGV[1] == '' and not string.find(ARGV[12], '[CO]') then
-  local index, state, id, moved = KEYS[1], KEYS[2], ARGV[6], ARGV[10]
-  local function save(correlation, created, due, flags)
-    return redis.pcall('SET', state, ARGV[8] .. '\0' .. correlation .. '\0' .. created .. '\0' .. moved .. '\0' ..
-      due .. '\0\0' .. flags .. '\0' .. ARGV[4])
+-- Runs a group of writes, each whole or not at all.
+-- KEYS: the keys of all items. ARGV: the items, how long completed sagas live (milliseconds or nothing), the mark of the
+-- layout, and the document of each item. Returns the number of items where all are done, else their outcomes, packed:
+-- true, or a list of what is in the way.
+-- An item is packed as ten values: the operation, the places of the keys of its index, its saga and its correlation id
+-- (0 where that is not known), its saga id, the expected version, what makes it usual, updated_at, the head of its new
+-- record (what stands before the correlation id), and its correlation id.
+--
+-- The usual writes come before the library, because making that takes longer than they do: a new saga that runs, with
+-- its created_at, and an update of a running one whose flags and timeout stay, with a pattern of its present record.
+-- Neither leaves anything behind where it is not done, and what is unusual or goes wrong is left to what follows.
+-- Redis makes a text of each number that it is given, and Lua looks at every byte of a text that is made: so numbers
+-- are texts here, and documents are put together once.
+local outcomes, done, next_item = {}, 0, 0
+
+local function usual_update(index, state, id, pattern, updated, head, document)
+  local before = redis.pcall('GETRANGE', state, '0', '159')
+  if type(before) ~= 'string' then
+    return false
   end
-  if ARGV[5] == 'update' then
-    local version, correlation, created, updated, due, expiry, flags = string.match(
-      redis.call('GETRANGE', state, 0, 255), '^(%d+)%z([^%z]*)%z(%d*)%z(%d*)%z(%d*)%z(%d*)%z(%u*)%z')
-    if version == ARGV[7] and created == ARGV[9] and due == ARGV[11] and flags == ARGV[12] and expiry == '' then
-      local fresh, stale = 'r' .. moved .. id, 'r' .. updated .. id
-      if fresh ~= stale then
-        if redis.acl_check_cmd and not redis.acl_check_cmd('ZREM', index, stale) then -- from Redis 7 on
-          return redis.error_reply('NOPERM ZREM') -- nothing else could undo what is added now
-        end
-        redis.call('ZADD', index, '0', fresh)
-        redis.call('ZREM', index, stale)
-      end
-      local reply = save(correlation, created, due, flags)
-      if not reply.err then
-        return 1
-      end
-      if fresh ~= stale then
-        redis.pcall('ZADD', index, '0', stale)
-        redis.pcall('ZREM', index, fresh)
-      end
-      return reply
-    end
-  elseif ARGV[5] == 'insert' and ARGV[11] == '' and redis.call('ZSCORE', index, 'v' .. ARGV[3])
-    and redis.call('EXISTS', state, KEYS[3]) == 0 then
-    local created, running = 'n' .. ARGV[9] .. id, 'r' .. moved .. id
-    redis.call('ZADD', index, '0', created, '0', running)
-    local reply = redis.pcall('SET', KEYS[3], id)
-    if not reply.err then
-      reply = save(ARGV[13], ARGV[9], '', ARGV[12])
-      if not reply.err then
-        return 1
-      end
-      redis.pcall('DEL', KEYS[3])
-    end
-    redis.pcall('ZREM', index, created, running)
-    return reply
+  local last, correlation = string.match(before, pattern)
+  if not last then
+    return false
   end
+  local fresh, stale = 'r' .. updated .. id, 'r' .. last .. id
+  if fresh ~= stale then
+    if redis.acl_check_cmd and not redis.acl_check_cmd('ZREM', index, stale) then -- from Redis 7 on
+      return false -- nothing else could undo what is added now
+    end
+    local added = redis.pcall('ZADD', index, '0', fresh)
+    if type(added) == 'table' then
+      return false
+    end
+    redis.pcall('ZREM', index, stale)
+  end
+  if redis.pcall('SET', state, head .. correlation .. document).ok then
+    return true
+  end
+  if fresh ~= stale then
+    redis.pcall('ZADD', index, '0', stale)
+    redis.pcall('ZREM', index, fresh)
+  end
+  return false
+end
+
+local function usual_insert(index, state, pointer, id, created, updated, head, correlation, document)
+  if type(redis.pcall('ZSCORE', index, ARGV[3])) ~= 'string' or redis.pcall('EXISTS', state, pointer) ~= 0 then
+    return false
+  end
+  local newest, running = 'n' .. created .. id, 'r' .. updated .. id
+  if type(redis.pcall('ZADD', index, '0', newest, '0', running)) == 'table' then
+    return false
+  end
+  if redis.pcall('SET', pointer, id).ok then
+    if redis.pcall('SET', state, head .. correlation .. '\0' .. document).ok then
+      return true
+    end
+    redis.pcall('DEL', pointer)
+  end
+  redis.pcall('ZREM', index, newest, running)
+  return false
+end
+
+for place = 1, #ARGV - 3 do
+  local operation, index, state, pointer, id, _, usual, updated, head, correlation
+  next_item, operation, index, state, pointer, id, _, usual, updated, head, correlation =
+    cmsgpack.unpack_limit(ARGV[1], 10, next_item)
+  if usual ~= '' then
+    local document = ARGV[place + 3]
+    if operation == 'update' then
+      outcomes[place] = usual_update(KEYS[index], KEYS[state], id, usual, updated, head, document)
+    else
+      outcomes[place] = usual_insert(KEYS[index], KEYS[state], KEYS[pointer], id, usual, updated, head, correlation,
+        document)
+    end
+    if outcomes[place] then
+      done = done + 1
+    end
+  end
+end
+if done == #ARGV - 3 then
+  return done
 end

@@ -1,9 +1,14 @@
--- Runs a group of writes, each whole or not at all, and packs their outcomes.
--- KEYS: the keys of all items. ARGV: the items (operation, places of its keys, and fields; packed), how long completed sagas live (milliseconds or nothing), the layout,
--- and the document of each item.
--- An outcome is true, or a list of what is in the way.
+-- Does whatever the usual writes have left over.
 local ttl, layout = ARGV[2], ARGV[3]
 local undo
+
+local function unpacked(at)
+  local item, index, state, pointer = {}, nil, nil, nil
+  at, item.operation, index, state, pointer, item.id, item.expected, item.usual, item.updated, item.head,
+    item.correlation = cmsgpack.unpack_limit(ARGV[1], 10, at)
+  item.index, item.state, item.pointer = KEYS[index], KEYS[state], KEYS[pointer]
+  return item, at
+end
 
 local function write(inverse, ...)
   call(...)
@@ -46,10 +51,7 @@ local function expire(pointer, expiry, before)
 end
 
 local function new_record(item, correlation)
-  local record = {
-    version = item[7], created = item[8], updated = item[9], due = item[10], flags = item[11],
-    correlation = correlation, expiry = '', completed = string.find(item[11], 'C', 1, true) ~= nil,
-  }
+  local record = parse(item.head .. correlation .. '\0')
   if record.completed and ttl ~= '' then
     record.expiry = digits(milliseconds() + tonumber(ttl))
   end
@@ -57,8 +59,8 @@ local function new_record(item, correlation)
 end
 
 local function save(key, record, document)
-  local value = record.version .. '\0' .. record.correlation .. '\0' .. record.created .. '\0' .. record.updated ..
-    '\0' .. record.due .. '\0' .. record.expiry .. '\0' .. record.flags .. '\0' .. document
+  local value = record.version .. '\0' .. record.created .. '\0' .. record.updated .. '\0' .. record.due .. '\0' ..
+    record.expiry .. '\0' .. record.flags .. '\0' .. record.correlation .. '\0' .. document
   if record.expiry ~= '' then
     call('SET', key, value, 'PXAT', plain(record.expiry))
   else
@@ -68,11 +70,11 @@ end
 
 -- The key of a saga's correlation id. A caller that did not name it gets nil when the key is not here: it may be on
 -- its way to another node of a Cluster, where only Redis itself can tell, of keys that are named.
-local function pointer_of(item, index, record)
-  if item[4] > 0 then
-    return KEYS[item[4]], call('EXISTS', KEYS[item[4]]) == 1
+local function pointer_of(item, record)
+  if item.pointer then
+    return item.pointer, call('EXISTS', item.pointer) == 1
   end
-  local pointer = base_of(index) .. 'c:' .. record.correlation
+  local pointer = base_of(item.index) .. 'c:' .. record.correlation
   if call('EXISTS', pointer) == 1 then
     return pointer, true
   end
@@ -82,8 +84,8 @@ end
 local operations = {}
 
 function operations.insert(item, document)
-  local index, state, pointer, id = KEYS[item[2]], KEYS[item[3]], KEYS[item[4]], item[5]
-  if not call('ZSCORE', index, 'v' .. layout) then
+  local index, state, pointer, id = item.index, item.state, item.pointer, item.id
+  if not call('ZSCORE', index, layout) then
     return {'unregistered'}
   end
   if call('EXISTS', state) == 1 then
@@ -92,11 +94,11 @@ function operations.insert(item, document)
   local holder = call('GET', pointer)
   if holder then -- a saga that Redis evicted leaves its pointer behind
     local held = head_of(base_of(index) .. 's:' .. holder)
-    if held and held.correlation == item[12] then
+    if held and held.correlation == item.correlation then
       return {'correlation_id'}
     end
   end
-  local record = new_record(item, item[12])
+  local record = new_record(item, item.correlation)
   add(index, members(record, id))
   write({'DEL', pointer}, 'SET', pointer, id)
   expire(pointer, record.expiry, '')
@@ -105,18 +107,18 @@ function operations.insert(item, document)
 end
 
 function operations.update(item, document)
-  local index, state, id = KEYS[item[2]], KEYS[item[3]], item[5]
+  local index, state, id = item.index, item.state, item.id
   local before = head_of(state)
   if not before then
     return {'absent'}
-  elseif before.version ~= item[6] then
+  elseif before.version ~= item.expected then
     return {'version', before.version}
   end
   local record = new_record(item, before.correlation)
   local old, new = members(before, id), members(record, id)
   local pointer, there
   if before.expiry ~= '' or record.expiry ~= '' then
-    pointer, there = pointer_of(item, index, before)
+    pointer, there = pointer_of(item, before)
     if not pointer then
       return {'pointer', before.correlation}
     end
@@ -137,8 +139,8 @@ function operations.update(item, document)
 end
 
 local function take_away(item, record)
-  local index, state, id = KEYS[item[2]], KEYS[item[3]], item[5]
-  local pointer, there = pointer_of(item, index, record)
+  local index, state, id = item.index, item.state, item.id
+  local pointer, there = pointer_of(item, record)
   if not pointer then
     return {'pointer', record.correlation}
   end
@@ -152,10 +154,10 @@ local function take_away(item, record)
 end
 
 function operations.delete(item)
-  local record = head_of(KEYS[item[3]])
+  local record = head_of(item.state)
   if not record then
     return {'absent'}
-  elseif item[6] ~= '' and record.version ~= item[6] then
+  elseif item.expected ~= '' and record.version ~= item.expected then
     return {'version', record.version}
   end
   return take_away(item, record)
@@ -163,45 +165,41 @@ end
 
 -- A completed saga that was not touched since it was chosen.
 function operations.purge(item)
-  local record = head_of(KEYS[item[3]])
-  if not record or not record.completed or record.updated ~= item[9] then
+  local record = head_of(item.state)
+  if not record or not record.completed or record.updated ~= item.updated then
     return {'changed'}
   end
   return take_away(item, record)
 end
 
-local outcomes, failure, written = {}, nil, false
-local items, swept = nil, {}
-if ARGV[1] == '' then -- one item, with plain fields
-  items = {{ARGV[5], 1, 2, KEYS[3] and 3 or 0, unpack(ARGV, 6, 13)}}
-else
-  items = cmsgpack.unpack(ARGV[1])
-end
-for place, item in ipairs(items) do
-  undo = {}
-  local fine, outcome = pcall(operations[item[1]], item, ARGV[place + 3])
-  if fine then
-    outcomes[place] = outcome
-    written = written or outcome == true
-  else
-    for step = #undo, 1, -1 do
-      redis.pcall(unpack(undo[step]))
+local failure, written, swept = nil, done > 0, {}
+next_item = 0
+for place = 1, #ARGV - 3 do
+  local item
+  item, next_item = unpacked(next_item)
+  if not outcomes[place] then
+    undo = {}
+    local fine, outcome = pcall(operations[item.operation], item, ARGV[place + 3])
+    if fine then
+      outcomes[place] = outcome
+      written = written or outcome == true
+    else
+      for step = #undo, 1, -1 do
+        redis.pcall(unpack(undo[step]))
+      end
+      outcome = tostring(outcome)
+      failure = failure or outcome
+      outcomes[place] = {'error', outcome}
     end
-    outcome = tostring(outcome)
-    failure = failure or outcome
-    outcomes[place] = {'error', outcome}
+    swept[item.index] = true
   end
 end
 if failure and not written then
   return redis.error_reply(failure)
 end
 if ttl ~= '' then
-  for _, item in ipairs(items) do
-    local index = KEYS[item[2]]
-    if not swept[index] then
-      swept[index] = true
-      pcall(sweep, index, 20)
-    end
+  for index in pairs(swept) do
+    pcall(sweep, index, 20)
   end
 end
 return cmsgpack.pack(outcomes)
