@@ -86,6 +86,23 @@ def test_a_call_that_is_quick_is_left_alone_and_so_is_what_comes_after_it():
             await clock.pass_by(PATIENCE / 2)
         assert await waiting == "done"
         assert not calls._running
+        await clock.pass_by(PATIENCE)
+        late = await begun(calling(calls, never_answered()))  # and is looked after, after nothing was for a while
+        await clock.pass_by(1.1 * PATIENCE)
+        assert type(late.exception()) is OutcomeUnknownError
+
+    asyncio.run(run())
+
+
+def test_there_is_one_timer_for_all_calls(monkeypatch):
+    async def run():
+        loop, timers = asyncio.get_running_loop(), []
+        call_later = loop.call_later
+        monkeypatch.setattr(loop, "call_later", lambda *given: timers.append(1) or call_later(*given))
+        calls = Calls(PATIENCE)
+        for _ in range(10):
+            assert await asyncio.gather(*(calling(calls, asyncio.sleep(0)) for _ in range(10))) == ["done"] * 10
+        assert len(timers) == 1
 
     asyncio.run(run())
 
@@ -121,13 +138,18 @@ def test_a_caller_that_is_cancelled_is_cancelled():
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        waiting = await begun(calling(calls, slow_to_let_go()))
-        await clock.pass_by(2 * PATIENCE)  # it is late by now, and on its way out
-        assert not waiting.done()
-        waiting.cancel()
-        closed.set()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
+        for _ in range(2):
+            waiting, other = [await begun(calling(calls, slow_to_let_go())) for _ in range(2)]
+            for _ in range(3):
+                await clock.pass_by(2 * PATIENCE)  # they are late by now, and on their way out
+            assert not waiting.done()
+            waiting.cancel()
+            closed.set()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            with pytest.raises(OutcomeUnknownError):
+                await other
+            closed.clear()
 
     asyncio.run(run())
 

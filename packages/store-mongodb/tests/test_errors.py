@@ -253,10 +253,14 @@ def test_the_table(error, reading, writing):
 
 
 def test_ours_is_raised_from_the_drivers_and_others_pass():
-    cause = AutoReconnect("connection closed")
-    with pytest.raises(OutcomeUnknownError) as caught, Calls()(writing=True):
-        raise cause
-    assert caught.value.__cause__ is cause
+    for cause, kind in (
+        (AutoReconnect("connection closed"), OutcomeUnknownError),
+        (ConnectionResetError("reset"), OutcomeUnknownError),
+        (InvalidBSON("broken"), StateDecodeError),
+    ):
+        with pytest.raises(kind) as caught, Calls()(writing=True):
+            raise cause
+        assert caught.value.__cause__ is cause
     with pytest.raises(asyncio.CancelledError), Calls()(writing=True):
         raise asyncio.CancelledError
     with pytest.raises(ZeroDivisionError), Calls()(writing=True):
