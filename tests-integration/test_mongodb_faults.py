@@ -228,6 +228,36 @@ def test_a_server_that_does_not_answer(server, pymongos_sockets):
     asyncio.run(run())
 
 
+def test_a_server_that_does_not_answer_is_not_waited_for_without_end(server, pymongos_sockets):
+    async def run():
+        async with store_behind_a_proxy(server) as (proxy, store, direct):
+            calls = store._engine.collections().calls
+            calls.patience = None  # as long as the server answers, however slowly it does
+            states = [OrderState() for _ in range(CALLERS)]
+            await asyncio.gather(*(store.insert(SAGA, f"order-{n}", state) for n, state in enumerate(states)))
+            calls.patience = 0.3
+            proxy.hold()
+            for work in (
+                lambda: store.get_by_correlation_id(SAGA, "order-1"),
+                lambda: store.find(SagaFilter()),
+                lambda: store.delete(SAGA, "x"),
+                store.ping,
+            ):
+                with pytest.raises(StoreUnavailableError, match="no answer in time"):
+                    await work()
+            outcomes = await asyncio.gather(
+                *(store.update(SAGA, follow(state), 0) for state in states), return_exceptions=True
+            )
+            assert {type(outcome) for outcome in outcomes} == {OutcomeUnknownError}
+            calls.patience = None
+            proxy.release()
+            proxy.cut()
+            assert (await store.get_by_correlation_id(SAGA, "order-1")).metadata.version in (0, 1)
+            assert await direct.count(SagaFilter()) == CALLERS
+
+    asyncio.run(run())
+
+
 def test_refused_connections(server, pymongos_sockets):
     async def run():
         async with store_behind_a_proxy(server, "&serverSelectionTimeoutMS=300") as (proxy, store, _):

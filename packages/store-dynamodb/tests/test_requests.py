@@ -44,6 +44,28 @@ def test_each_operation_takes_its_round_trips_and_no_more(place, run, recorder):
     run(check())
 
 
+def test_a_lone_caller_waits_for_a_thread_once(place, run, recorder, monkeypatch):
+    async def check():
+        async with place.opened() as store:
+            (state,) = await place.insert(store, "a")
+            visits = []
+            run_in_thread = store._driver._threads.run
+            monkeypatch.setattr(store._driver._threads, "run", lambda work: visits.append(1) or run_in_thread(work))
+            recorded = recorder(store)
+            for call in (
+                lambda: store.get_by_id(place.name, "a"),
+                lambda: store.get_by_correlation_id(place.name, "order-a"),
+                lambda: store.update(place.name, place.follow(state), 0),
+                lambda: store.insert(place.name, "order-b", place.state("b")),
+            ):
+                visits.clear()
+                await call()
+                assert len(visits) == 1
+            assert recorded.names == ["get_item", "get_item", "get_item", "update_item", "transact_write_items"]
+
+    run(check())
+
+
 def test_a_refused_update_knows_the_version_without_another_read(place, run, recorder):
     async def check():
         async with place.opened() as store:
@@ -104,6 +126,27 @@ def test_concurrent_gets_go_together_and_keep_their_own_answers(place, run, reco
                 if name == "batch_get_item":
                     asked = [key["pk"]["S"] for key in request["RequestItems"][place.table]["Keys"]]
                     assert len(asked) == len(set(asked)) <= 100
+
+    run(check())
+
+
+def test_concurrent_gets_by_correlation_id_go_together_and_keep_their_own_answers(place, run, recorder):
+    async def check():
+        async with place.opened() as store:
+            states = await place.insert(store, *(f"id-{number}" for number in range(30)))
+            await store.insert("Other", "order-id-3", place.state("id-3"))
+            recorded = recorder(store)
+            numbers = [number % 33 for number in range(99)]
+            *found, other, by_id = await asyncio.gather(
+                *(store.get_by_correlation_id(place.name, f"order-id-{number}") for number in numbers),
+                store.get_by_correlation_id("Other", "order-id-3"),
+                store.get_by_id(place.name, "id-7"),
+            )
+            assert found == [states[number] if number < 30 else None for number in numbers]
+            assert other.metadata.saga_id == "id-3"
+            assert other.data == {"note": ""}  # of another type, so not the saga of the same ids under the other name
+            assert by_id == states[7]
+            assert len(recorded.names) <= 2 + 2 + 1  # the first caller's two, the group's two, and the one by its id
 
     run(check())
 

@@ -263,6 +263,24 @@ def test_a_delete_of_a_saga_that_changes_meanwhile(place, run, recorder):
     run(check())
 
 
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_look_up_by_correlation_id_that_fails_half_way_is_made_again(place, run, recorder, failing):
+    async def check():
+        async with place.opened(attempts=2) as store:
+            (state,) = await place.insert(store, "a")
+            recorded = recorder(store)
+            once = [None, None]
+            once[failing] = raising(refused("ThrottlingException"))
+            recorded.instead["get_item"] = list(once)
+            assert await store.get_by_correlation_id(place.name, "order-a") == state
+            assert recorded.names == ["get_item"] * (failing + 3)
+            recorded.instead["get_item"] = [*once, *once]
+            with pytest.raises(StoreUnavailableError):
+                await store.get_by_correlation_id(place.name, "order-a")
+
+    run(check())
+
+
 def test_a_saga_that_gets_another_correlation_id_between_the_two_reads(place, run, recorder):
     async def check():
         async with place.opened() as store, place.store() as other:

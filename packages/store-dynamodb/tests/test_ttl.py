@@ -115,6 +115,41 @@ def test_what_has_expired_is_gone_for_every_operation(place, run):
     run(check())
 
 
+def test_an_insert_over_what_has_expired_is_made_twice_and_any_other_one_once(place, run, recorder):
+    async def check():
+        async with place.opened(completed_ttl=DAY) as store:
+            await completed(place, store, "a", "b", "c")
+            expire(place, "a", "b")
+            recorded = recorder(store)
+            await store.insert(place.name, "order-new", place.state("a", "again"))  # the id's item is in the way
+            await store.insert(place.name, "order-b", place.state("new"))  # the correlation id's
+            assert recorded.names == ["transact_write_items"] * 4
+            tokens = [request["ClientRequestToken"] for _, request in recorded.requests]
+            assert len(set(tokens)) == 4  # one token with two requests would be refused
+            recorded.clear()
+            for saga_id, correlation_id, conflict in (
+                ("a", "order-c", "saga_id"),
+                ("d", "order-c", "correlation_id"),
+                ("c", "order-d", "saga_id"),
+            ):
+                with pytest.raises(DuplicateSagaError) as caught:
+                    await store.insert(place.name, correlation_id, place.state(saga_id))
+                assert caught.value.conflict == conflict
+            assert recorded.names == ["transact_write_items"] * 3
+            recorded.clear()
+            # What has expired in one place does not open the other one.
+            for key in keys(place, "b"):
+                place.change(key, expires={"N": str(int(time.time()) - 1)})
+            with pytest.raises(DuplicateSagaError) as caught:
+                await store.insert(place.name, "order-c", place.state("b"))
+            assert caught.value.conflict == "correlation_id"
+            assert recorded.names == ["transact_write_items"] * 2
+            assert (await store.get_by_correlation_id(place.name, "order-c")).metadata.saga_id == "c"
+            assert (await store.get_by_correlation_id(place.name, "order-b")) is None
+
+    run(check())
+
+
 def test_a_pending_outbox_of_an_expired_saga_is_gone_too(place, run):
     async def check():
         async with place.opened(completed_ttl=DAY) as store:

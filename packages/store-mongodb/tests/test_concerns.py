@@ -7,8 +7,7 @@ import asyncio
 import pytest
 from pymongo import ReadPreference
 
-from mongodb_helpers import SAGA, OrderState, client_of, follow, heard_store, new_collection, store_on
-from saga_bus.store_mongodb import MongoSagaStore
+from mongodb_helpers import SAGA, OrderState, client_of, follow, heard_store, store_on
 from saga_bus.store_mongodb._collections import collections_of
 from saga_bus.store_mongodb._health import warnings_about
 
@@ -107,25 +106,5 @@ def test_a_single_server_is_warned_about(hello, warns):
             collections = collections_of(client, "shop", "sagas")
             warnings = await warnings_about(collections._replace(database=Database(client)))
             assert any("neither a replica set" in warning for warning in warnings) == warns
-
-    asyncio.run(run())
-
-
-@pytest.mark.parametrize(
-    ("chosen", "selection", "socket", "whole"),
-    [
-        ("", 30, 60, None),
-        ("&serverSelectionTimeoutMS=567", 0.567, 60, None),
-        ("&socketTimeoutMS=5000", 30, 5, None),
-        ("&timeoutMS=1234", 30, None, 1.234),
-    ],
-)
-def test_an_own_client_does_not_wait_for_ever(url, chosen, selection, socket, whole):
-    async def run():
-        async with MongoSagaStore(url + chosen, collection=new_collection()) as store:
-            options = store._engine._client.options
-            assert options.server_selection_timeout == selection
-            assert options.pool_options.socket_timeout == socket
-            assert options.timeout == whole
 
     asyncio.run(run())

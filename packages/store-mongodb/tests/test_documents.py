@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import bson
 import msgspec
 import pytest
@@ -72,11 +74,12 @@ def test_every_document_comes_back_as_it_was(state):
     assert json_of(stored(document)) == document  # the bytes: the order of keys and the types of numbers, too
 
 
+@pytest.mark.parametrize("key", ["x", "$x.y"])
 @pytest.mark.parametrize("depth", [1, 88, 89, 90, 91, 92, 120, 400])
-def test_deep_nesting_comes_back_and_stays_below_the_limit_of_the_server(depth):
+def test_deep_nesting_comes_back_and_stays_below_the_limit_of_the_server(depth, key):
     value = "bottom"
     for level in range(depth):
-        value = [value] if level % 2 else {"$x.y": value}
+        value = [value] if level % 2 else {key: value}
     document = msgspec.json.encode({"deep": value, "flat": 1})
     state = stored(document)
     assert json_of(state) == document
@@ -87,6 +90,40 @@ def test_names_that_mean_something_to_mongodb_are_never_keys():
     state = stored(msgspec.json.encode({"$set": {"$ref": "x", "$id": 1}, "a.b": [{"$where": "1"}], "price$": 1}))
     assert list(state) == ["~2set", "a~1b", "price$"]
     assert not any(key.startswith("$") or "." in key for key in keys_of(state))
+
+
+@settings(deadline=None)
+@given(st.dictionaries(KEYS.filter(bool), VALUES, max_size=5), st.sampled_from([None, 1]), st.booleans())
+def test_no_key_means_something_however_the_json_is_written(state, indent, ascii_only):
+    document = json.dumps(state, indent=indent, ensure_ascii=ascii_only).encode()
+    found = stored(document)
+    assert not any(key.startswith("$") or "." in key for key in keys_of(found))
+    assert msgspec.json.decode(json_of(found)) == state
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        b'{"a.b":1}',
+        b'{"a.b" \t:1}',
+        b'{"a\\u002eb":1}',
+        b'{"\\u0024a":1}',
+        b'{"a.\\"b":1}',
+        b'{"t":"1.5","u":[{"x":".","a.b":1}]}',
+        b'{"$a":1}',
+        b'{"a~":1}',
+        b'{"a":{"~json":"1"}}',
+    ],
+)
+def test_a_key_that_has_to_be_written_in_another_way_is_seen(document):
+    found = stored(document)
+    assert any("~" in key for key in keys_of(found))
+    assert msgspec.json.decode(json_of(found)) == msgspec.json.decode(document)
+
+
+@pytest.mark.parametrize("text", ["1.50", "$5", "a~b", 'he said "a.b": c', "C:\\temp.x", "~json"])
+def test_a_text_stays_what_it_is(text):
+    assert stored(msgspec.json.encode({"a": text, "b": [text]})) == {"a": text, "b": [text]}
 
 
 def test_plain_fields_are_stored_under_their_names():

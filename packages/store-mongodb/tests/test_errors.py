@@ -39,7 +39,8 @@ from saga_bus.store import (
     StoreUnavailableError,
 )
 from saga_bus.store_mongodb import MongoSagaStore, create_schema
-from saga_bus.store_mongodb._errors import driver_errors, translated
+from saga_bus.store_mongodb._calls import Calls
+from saga_bus.store_mongodb._errors import translated
 
 
 def raised(kind, work):
@@ -252,13 +253,17 @@ def test_the_table(error, reading, writing):
 
 
 def test_ours_is_raised_from_the_drivers_and_others_pass():
-    cause = AutoReconnect("connection closed")
-    with pytest.raises(OutcomeUnknownError) as caught, driver_errors(writing=True):
-        raise cause
-    assert caught.value.__cause__ is cause
-    with pytest.raises(asyncio.CancelledError), driver_errors(writing=True):
+    for cause, kind in (
+        (AutoReconnect("connection closed"), OutcomeUnknownError),
+        (ConnectionResetError("reset"), OutcomeUnknownError),
+        (InvalidBSON("broken"), StateDecodeError),
+    ):
+        with pytest.raises(kind) as caught, Calls()(writing=True):
+            raise cause
+        assert caught.value.__cause__ is cause
+    with pytest.raises(asyncio.CancelledError), Calls()(writing=True):
         raise asyncio.CancelledError
-    with pytest.raises(ZeroDivisionError), driver_errors(writing=True):
+    with pytest.raises(ZeroDivisionError), Calls()(writing=True):
         raise ZeroDivisionError
 
 

@@ -12,6 +12,7 @@ from botocore.session import Session  # type: ignore[import-untyped]
 
 from saga_bus.store import InvalidSagaError
 from saga_bus.store_dynamodb._location import is_loopback
+from saga_bus.store_dynamodb._signing import sign_frugally
 
 __all__ = ["Settings", "make_client"]
 
@@ -85,9 +86,11 @@ def make_client(settings: Settings, session: Any = None) -> Any:
             if core.get_credentials() is None:
                 keys = {"aws_access_key_id": "local", "aws_secret_access_key": "local"}
         session = boto3.Session(botocore_session=core)
-    return session.client(
+    client = session.client(
         "dynamodb", region_name=settings.region, endpoint_url=settings.endpoint, config=config, **keys
     )
+    sign_frugally(client)
+    return client
 
 
 @cache

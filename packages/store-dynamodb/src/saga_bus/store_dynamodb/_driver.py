@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Thread
 from typing import Any, TypeVar
 
 from saga_bus.store import OutcomeUnknownError, SagaStoreError, StoreClosedError
 from saga_bus.store_dynamodb._errors import BOTO_ERRORS, Fate, fate_of, old_items, translated
+from saga_bus.store_dynamodb._threads import Threads, report
 
-__all__ = ["Driver", "RefusedError", "all_of"]
+__all__ = ["Ask", "Driver", "RefusedError", "all_of"]
 
 ResultT = TypeVar("ResultT")
+# Makes a request: the client's method, and its arguments.
+Ask = Callable[[str, dict[str, Any]], dict[str, Any]]
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.025, 1.0  # seconds
 
@@ -34,7 +37,7 @@ class RefusedError(Exception):
 
 
 class Driver:
-    """A client and the threads that it is used in.
+    """A client and the threads that it is used in; `open` it first.
 
     botocore cannot tell which try of a request failed in which way, so the store's own client tries once, and
     the tries are made here. Every write can be sent again without harm: a transaction carries a token that the
@@ -53,10 +56,9 @@ class Driver:
         self._owned = owned
         self._table = table
         self._attempts = attempts
-        self._threads = threads
+        self._most_threads = threads
         self._tries_by_itself = False
         self._client: Any = None
-        self._executor: ThreadPoolExecutor | None = None
 
     async def open(self) -> None:
         """Make the client.
@@ -64,11 +66,11 @@ class Driver:
         Raises:
             SagaStoreError: There is none for these settings.
         """
-        self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="saga-bus-dynamodb")
+        self._threads = Threads(self._most_threads, "saga-bus-dynamodb")
         try:
-            self._client = await self._run(self._make_client)
+            self._client = await self._threads.run(self._make_client)
         except BaseException as error:
-            self._executor.shutdown(wait=False)
+            self._threads.stop()
             if isinstance(error, BOTO_ERRORS):
                 raise translated(error, self._table) from error
             raise
@@ -77,9 +79,6 @@ class Driver:
 
     async def close(self) -> None:
         """Wait for the requests that are under way, and end the threads."""
-        executor, self._executor = self._executor, None
-        if executor is None:
-            return
         loop = asyncio.get_running_loop()
         ended = loop.create_future()
 
@@ -88,11 +87,12 @@ class Driver:
                 ended.set_result(None)
 
         def end() -> None:
-            executor.shutdown(wait=True)
+            self._threads.join()
             if self._owned:
                 self._client.close()
-            loop.call_soon_threadsafe(tell)
+            report(loop, tell)
 
+        self._threads.stop()
         Thread(target=end, name="saga-bus-dynamodb-close").start()
         await ended
 
@@ -106,7 +106,18 @@ class Driver:
         Raises:
             SagaStoreError: What became of it.
         """
-        return await self._call(operation, request, self._attempts, writes=False)
+        return await self._try(partial(self._ask, operation, request), self._attempts)
+
+    async def read_in_turn(self, reads: Callable[[Ask], ResultT]) -> ResultT:
+        """Make requests of which one needs the answer of another, all in one visit of a thread.
+
+        Args:
+            reads: Makes them, with what it is given; called in a thread, and again as a whole where one of them failed.
+
+        Raises:
+            SagaStoreError: What became of them.
+        """
+        return await self._try(partial(reads, self._ask), self._attempts)
 
     async def write(
         self, operation: str, *, tries: int | None = None, uncertain: bool = False, **request: Any
@@ -123,7 +134,8 @@ class Driver:
             RefusedError: A condition did not hold.
             SagaStoreError: What became of it; `OutcomeUnknownError` where any try of it may have been applied.
         """
-        return await self._call(operation, request, tries or self._attempts, writes=True, uncertain=uncertain)
+        request_it = partial(self._ask, operation, request)
+        return await self._try(request_it, tries or self._attempts, writes=True, uncertain=uncertain)
 
     async def pause(self, number: int) -> None:
         """Wait before trying again; longer each time, and never as long as others do.
@@ -133,13 +145,17 @@ class Driver:
         """
         await asyncio.sleep(random.uniform(0.3, 1.0) * min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**number))  # noqa: S311
 
-    async def _call(
-        self, operation: str, request: dict[str, Any], tries: int, *, writes: bool, uncertain: bool = False
-    ) -> dict[str, Any]:
-        method = getattr(self._client, operation)
+    def _ask(self, operation: str, request: dict[str, Any]) -> dict[str, Any]:
+        response: dict[str, Any] = getattr(self._client, operation)(**request)
+        self._refuse_strangers(response)
+        return response
+
+    async def _try(
+        self, work: Callable[[], ResultT], tries: int, *, writes: bool = False, uncertain: bool = False
+    ) -> ResultT:
         for number in range(tries):
             try:
-                response: dict[str, Any] = await self._run(lambda: method(**request))
+                return await self._threads.run(work)
             except StoreClosedError as error:
                 if uncertain:
                     raise OutcomeUnknownError(
@@ -153,9 +169,6 @@ class Driver:
                     raise RefusedError(old_items(error), uncertain=uncertain) from error
                 if fate is Fate.HOPELESS or number + 1 == tries:
                     raise translated(error, self._table, uncertain=uncertain) from error
-            else:
-                self._refuse_strangers(response)
-                return response
             await self.pause(number)
         raise AssertionError("the last try returns or raises")
 
@@ -173,12 +186,6 @@ class Driver:
             raise SagaStoreError(
                 f"table {self._table!r}: what answers at {self._client.meta.endpoint_url} is no DynamoDB"
             )
-
-    async def _run(self, work: Callable[[], ResultT]) -> ResultT:
-        # A caller that is cancelled while its request waits for a thread takes it back; later it goes on to its end.
-        if self._executor is None:
-            raise StoreClosedError("the store is closed")
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
 
 async def all_of(requests: Iterable[Coroutine[Any, Any, ResultT]]) -> Sequence[ResultT]:

@@ -10,6 +10,7 @@ from saga_bus.store import SagaRow
 from saga_bus.store_dynamodb._keys import correlation_key, slot_of, sort_text, state_key
 
 __all__ = [
+    "ABSENT",
     "FREE",
     "SHOWN",
     "Item",
@@ -26,8 +27,9 @@ __all__ = [
 Item = Mapping[str, Any]
 
 SHOWN = "pk, document, correlation_id, expires"  # what a reader needs of a state item
+ABSENT = "attribute_not_exists(pk)"
 # The service takes its time to delete what has expired; until then it counts as gone.
-FREE = "attribute_not_exists(pk) OR expires <= :now"
+FREE = f"{ABSENT} OR expires <= :now"
 
 _SET = (
     "SET version = :version, document = :document, created = :created, updated = :updated, "

@@ -24,6 +24,7 @@ from saga_bus.store import (
 from saga_bus.store_dynamodb._driver import Driver, RefusedError
 from saga_bus.store_dynamodb._errors import code_of
 from saga_bus.store_dynamodb._items import (
+    ABSENT,
     FREE,
     Item,
     correlation_item,
@@ -95,24 +96,9 @@ class Writes:
     async def insert(self, row: SagaRow, correlation_id: str) -> None:
         """Write both items of a new saga, or raise `DuplicateSagaError`."""
         await self._announce(row.saga_name)
-        writer = _new_token()
-        expires = self._expiry(row)
-        try:
-            await self._transact(
-                writer,
-                self._put_free(state_item(row, correlation_id, writer, expires)),
-                self._put_free(correlation_item(row, correlation_id, expires)),
-            )
-        except RefusedError as refused:
-            (id_taken, state), _ = refused.found
-            if state is not None and state["writer"]["S"] == writer:
-                return  # an earlier try of this very insert, of which the answer was lost
-            raise DuplicateSagaError(
-                saga_name=row.saga_name,
-                saga_id=row.saga_id,
-                correlation_id=correlation_id,
-                conflict="saga_id" if id_taken else "correlation_id",
-            ) from refused.__cause__
+        # The condition that lets expired items be replaced costs the service time, and is seldom needed.
+        if not await self._put_both(row, correlation_id, ABSENT):
+            await self._put_both(row, correlation_id, FREE, {":now": _now()})
 
     async def _announce(self, saga_name: str) -> None:
         """Write down that there are sagas of a name, before the first one that this store inserts."""
@@ -120,13 +106,31 @@ class Writes:
             return
         item = {"pk": text(name_key(saga_name)), "slot": text(NAMES_SLOT), "created": text(saga_name)}
         with suppress(RefusedError):  # it is there already
-            await self._driver.write(
-                "put_item", TableName=self._table, Item=item, ConditionExpression="attribute_not_exists(pk)"
-            )
+            await self._driver.write("put_item", TableName=self._table, Item=item, ConditionExpression=ABSENT)
         self._named.add(saga_name)
 
-    def _put_free(self, item: dict[str, Any]) -> dict[str, Any]:
-        return {"Put": self._checked(FREE, {":now": _now()}, Item=item)}
+    async def _put_both(
+        self, row: SagaRow, correlation_id: str, condition: str, values: dict[str, Any] | None = None
+    ) -> bool:
+        """Write both items of a new saga; False if what is in the way of it has expired, and the condition minds."""
+        writer = _new_token()
+        expires = self._expiry(row)
+        items = state_item(row, correlation_id, writer, expires), correlation_item(row, correlation_id, expires)
+        try:
+            await self._transact(writer, *({"Put": self._checked(condition, values, Item=item)} for item in items))
+        except RefusedError as refused:
+            (id_taken, state), (_, correlation) = refused.found
+            if state is not None and state["writer"]["S"] == writer:
+                return True  # an earlier try of this very insert, of which the answer was lost
+            if condition is ABSENT and any(item is not None and not is_alive(item) for item in (state, correlation)):
+                return False
+            raise DuplicateSagaError(
+                saga_name=row.saga_name,
+                saga_id=row.saga_id,
+                correlation_id=correlation_id,
+                conflict="saga_id" if id_taken else "correlation_id",
+            ) from refused.__cause__
+        return True
 
     # -- update --------------------------------------------------------------------------------------------
 
@@ -279,11 +283,11 @@ class Writes:
     async def _transact(self, token: str, *actions: dict[str, Any]) -> None:
         await self._driver.write("transact_write_items", ClientRequestToken=token, TransactItems=list(actions))
 
-    def _checked(self, condition: str, values: dict[str, Any], **action: Any) -> dict[str, Any]:
+    def _checked(self, condition: str, values: dict[str, Any] | None, **action: Any) -> dict[str, Any]:
         return {
             "TableName": self._table,
             "ConditionExpression": condition,
-            "ExpressionAttributeValues": values,
+            **({} if values is None else {"ExpressionAttributeValues": values}),
             "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
             **action,
         }

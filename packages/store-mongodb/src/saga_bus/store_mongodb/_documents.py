@@ -36,6 +36,7 @@ _BEFORE_FIELD = 4 + 1 + 1  # of a document with one field of an empty name: its 
 _MAX_DEPTH = 90
 _TEXT = "~json"
 _ESCAPED = re.compile("~[012]")
+_DOTTED = re.compile(rb'\.[^"]*"\s*:')  # a key with a dot, or what looks like one
 _MEANING = {"~0": "~", "~1": ".", "~2": "$"}
 
 
@@ -157,7 +158,7 @@ def _fields(row: SagaRow) -> tuple[Document, list[str]]:
 def _encoded_state(row: SagaRow) -> RawBSONDocument:  # encoded once, to be counted and to be sent
     try:
         state = _decode_json(row.document)
-        fields = _storable(state) if isinstance(state, dict) else {_TEXT: row.document.decode()}
+        fields = _storable(state, row.document) if isinstance(state, dict) else {_TEXT: row.document.decode()}
         # As a field of another document, because in an outermost one the driver moves a field "_id" to the front.
         raw = bson.encode({"": fields})[_BEFORE_FIELD:-1]
     except (BSONError, msgspec.MsgspecError, OverflowError, RecursionError, UnicodeError) as error:
@@ -188,8 +189,19 @@ def json_of(state: Any) -> bytes:
         raise StateDecodeError(f"the stored state was not written by a saga store: {error}") from error
 
 
-def _storable(state: Document) -> Document:
-    return _escaped(state, 1) if _needs_care(state, 1) else state
+def _storable(state: Document, document: bytes) -> Document:
+    return _escaped(state, 1) if _may_need_care(document) and _needs_care(state, 1) else state
+
+
+def _may_need_care(document: bytes) -> bool:
+    """Whether the JSON of a state has what a key to be escaped has, or levels enough; that is sooner seen."""
+    return (
+        b"~" in document
+        or b"$" in document
+        or b"\\" in document
+        or document.count(b"{") + document.count(b"[") > _MAX_DEPTH
+        or _DOTTED.search(document) is not None
+    )
 
 
 def _needs_care(value: Any, depth: int) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from saga_bus.store import SagaRow
-from saga_bus.store_mongodb._collections import Client, Collections, collections_of
+from saga_bus.store_mongodb._collections import Client, Collections, collections_of, owned_client, patience_with
 from saga_bus.store_mongodb._documents import Insert, Update
 from saga_bus.store_mongodb._groups import Groups
+from saga_bus.store_mongodb._location import Location
 from saga_bus.store_mongodb._operations import Key, Operations
 from saga_bus.store_mongodb._schema import Verified
 
@@ -20,7 +21,7 @@ class ClientEngine:
 
     Args:
         given: A client of the caller's, which is never closed.
-        make: Makes a client instead, when it is first needed; it is closed at the end.
+        location: A URL instead, for a client that is made when it is first needed and closed at the end.
         database: The database's name.
         collection: The collection's name.
         verified: Where the unique index was found.
@@ -31,13 +32,13 @@ class ClientEngine:
     def __init__(
         self,
         given: Client | None,
-        make: Callable[[], Client] | None,
+        location: Location | None,
         database: str,
         collection: str,
         verified: Verified,
     ) -> None:
         self._client = given
-        self._make = make
+        self._location = location
         self._names = database, collection
         self._verified = verified
         self._is_ready = False
@@ -45,18 +46,19 @@ class ClientEngine:
 
     async def open(self) -> None:
         """Make the own client, which connects when it is used."""
-        if self._client is None and self._make is not None:
-            self._client = self._make()
+        patience: float | None = None
+        if self._client is None and self._location is not None:
+            self._client, patience = owned_client(self._location), patience_with(self._location)
         if self._client is None:
             raise RuntimeError("an engine has a client, or makes one")
-        self._collections = collections_of(self._client, *self._names)
+        self._collections = collections_of(self._client, *self._names, patience)
         self._single = Operations(self._collections)
         self._groups = Groups(self._collections, self._single)
 
     async def close(self) -> None:
         """Finish what is in hand and close the own client."""
         await self._groups.close()
-        if self._make is not None and self._client is not None:
+        if self._location is not None and self._client is not None:
             await self._client.close()
 
     def collections(self) -> Collections:

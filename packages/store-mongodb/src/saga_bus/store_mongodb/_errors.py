@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from bson.errors import BSONError
@@ -30,7 +29,7 @@ from saga_bus.store import (
     StoreUnavailableError,
 )
 
-__all__ = ["DUPLICATE", "NOT_MATCHED", "driver_errors", "error_of_write", "translated", "unsatisfied"]
+__all__ = ["DUPLICATE", "NOT_MATCHED", "error_of_write", "translated", "unsatisfied"]
 
 # What a lost answer means: that nothing was done, or that nobody knows.
 Lost = type[StoreUnavailableError]
@@ -67,22 +66,6 @@ _INTERRUPTED = frozenset(
     {6, 7, 43, 50, 89, 91, 133, 134, 189, 202, 237, 262, 290, 9001, 10107, 11600, 11601, 11602, 13435}
 )
 _NOTHING_WRITTEN = ("NoWritesPerformed", "TransientTransactionError", "SystemOverloadedError")
-
-
-@contextmanager
-def driver_errors(*, writing: bool) -> Iterator[None]:
-    """Let no error of the driver out.
-
-    Args:
-        writing: Whether a write is sent that commits by itself.
-
-    Raises:
-        SagaStoreError: Ours, from the driver's.
-    """
-    try:
-        yield
-    except (PyMongoError, BSONError, OSError) as error:
-        raise translated(error, writing=writing) from error
 
 
 def translated(error: BaseException, *, writing: bool) -> SagaStoreError:

@@ -22,7 +22,6 @@ from saga_bus.store_mongodb._documents import Insert, Update, json_of, key_of
 from saga_bus.store_mongodb._errors import (
     DUPLICATE,
     NOT_MATCHED,
-    driver_errors,
     error_of_write,
     translated,
     unsatisfied,
@@ -136,13 +135,13 @@ class Groups:
 
     async def _find(self, where: dict[str, Any], fields: dict[str, int], most: int) -> list[dict[str, Any]]:
         # A batch that is not full is known to be the last one: one round trip, where the default is 101 documents.
-        with driver_errors(writing=False):
+        with self._collections.calls(writing=False):
             return await self._collections.sagas.find(where, fields).batch_size(most + 1).to_list()
 
     # -- inserts -------------------------------------------------------------------------------------------
 
     async def _insert(self, items: Sequence[Insert]) -> Sequence[BaseException | None]:
-        with driver_errors(writing=True):
+        with self._collections.calls(writing=True):
             try:
                 await self._collections.sagas.insert_many([item.document for item in items], ordered=False)
             except BulkWriteError as error:
@@ -163,7 +162,7 @@ class Groups:
     # -- updates -------------------------------------------------------------------------------------------
 
     async def _update(self, items: Sequence[Update]) -> Sequence[BaseException | None]:
-        with driver_errors(writing=True):
+        with self._collections.calls(writing=True):
             try:
                 await self._collections.sagas.bulk_write([_statement(item) for item in items], ordered=False)
             except BulkWriteError as error:
@@ -198,7 +197,7 @@ class Groups:
         if not keys:
             return {}
         try:
-            with driver_errors(writing=False):
+            with self._collections.calls(writing=False):
                 found = await self._collections.latest.find({"_id": {"$in": keys}}, {"version": 1}).to_list()
         except SagaStoreError as error:
             return error

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pymongo import ReadPreference
 
 from saga_bus.store_mongodb._collections import Collections
-from saga_bus.store_mongodb._errors import driver_errors
 
 __all__ = ["warnings_about"]
 
@@ -21,7 +20,7 @@ async def warnings_about(collections: Collections) -> list[str]:
     Returns:
         A sentence for each setting that puts saga state at risk.
     """
-    with driver_errors(writing=False):
+    with collections.calls(writing=False):
         hello = await collections.database.command("hello")
     return [*_of_client(collections), *_of_server(hello)]
 

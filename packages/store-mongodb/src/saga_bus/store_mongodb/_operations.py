@@ -17,7 +17,7 @@ from saga_bus.store import (
 )
 from saga_bus.store_mongodb._collections import Collections
 from saga_bus.store_mongodb._documents import Insert, Update, correlation_filter, json_of, key_of
-from saga_bus.store_mongodb._errors import driver_errors, translated
+from saga_bus.store_mongodb._errors import translated
 
 __all__ = ["Key", "Operations", "conflict_of_insert", "conflict_of_write", "retried"]
 
@@ -68,7 +68,7 @@ class Operations:
         Raises:
             DuplicateSagaError: A key is taken.
         """
-        with driver_errors(writing=self._commits):
+        with self._collections.calls(writing=self._commits):
             try:
                 await self._collections.sagas.insert_one(item.document, session=self._session)
             except DuplicateKeyError as error:
@@ -89,7 +89,7 @@ class Operations:
         """
         own = {"_id": item.document["_id"]}
         where = {"$or": [own, correlation_filter(item.row.saga_name, item.correlation_id)]}
-        with driver_errors(writing=False):
+        with self._collections.calls(writing=False):
             taken = await self._collections.sagas.find(where, _ID, session=self._session).to_list()
         if taken:
             raise _duplicate(item, "saga_id" if own in taken else "correlation_id")
@@ -105,7 +105,7 @@ class Operations:
         """
 
         async def attempt() -> bool:
-            with driver_errors(writing=self._commits):
+            with self._collections.calls(writing=self._commits):
                 done = await self._collections.sagas.update_one(item.where, item.changes, session=self._session)
             return done.matched_count == 1 or await self._lost(
                 item.row.saga_name, item.row.saga_id, item.expected_version
@@ -129,7 +129,7 @@ class Operations:
             where["version"] = expected_version
 
         async def attempt() -> bool:
-            with driver_errors(writing=self._commits):
+            with self._collections.calls(writing=self._commits):
                 done = await self._collections.sagas.delete_one(where, session=self._session)
             if expected_version is None or done.deleted_count == 1:
                 return True
@@ -138,14 +138,14 @@ class Operations:
         await retried(attempt)
 
     async def _get(self, where: dict[str, Any]) -> bytes | None:
-        with driver_errors(writing=False):
+        with self._collections.calls(writing=False):
             found = await self._collections.sagas.find_one(where, _STATE, session=self._session)
         return None if found is None else json_of(found["state"])
 
     async def _lost(self, saga_name: str, saga_id: str, expected_version: int) -> bool:
         """Raise what a write that matched nothing means; False where the saga has come back meanwhile."""
         where = {"_id": key_of(saga_name, saga_id)}
-        with driver_errors(writing=False):
+        with self._collections.calls(writing=False):
             found = await self._collections.latest.find_one(where, _VERSION, session=self._session)
         conflict = conflict_of_write(saga_name, saga_id, expected_version, None if found is None else found["version"])
         if conflict is not None:
@@ -156,7 +156,7 @@ class Operations:
         if self._session is not None:  # the error has ended the transaction
             return False
         try:
-            with driver_errors(writing=False):
+            with self._collections.calls(writing=False):
                 return await self._collections.latest.find_one({"_id": key}, _ID) is not None
         except SagaStoreError:  # then the server's own word has to do
             return False

@@ -17,7 +17,6 @@ from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from saga_bus.store import SchemaError
 from saga_bus.store_mongodb._collections import Client, Collections
-from saga_bus.store_mongodb._errors import driver_errors
 from saga_bus.store_mongodb._location import check_names
 
 __all__ = ["INDEXES", "SCHEMA_VERSION", "VERSIONS", "Verified", "check", "create", "drop", "get_schema_commands"]
@@ -83,7 +82,7 @@ class Verified:
         if known is not None and known() is client:
             return
         async with self._turn:
-            with driver_errors(writing=False):
+            with collections.calls(writing=False):
                 found = await _indexes(collections)
             if not _is_like(found.get(_UNIQUE["name"]), _UNIQUE):
                 raise _missing(collections, f"the unique index {_UNIQUE['name']!r}")
@@ -126,7 +125,7 @@ async def create(collections: Collections) -> None:
         SchemaError: The collection is of a newer version, or was not made by ``create_schema``.
     """
     database, name = collections.database, collections.sagas.name
-    with driver_errors(writing=True):
+    with collections.calls(writing=True):
         found = await _version(database, name)
         if found is None and await collections.latest.find_one({}, {"_id": 1}) is not None:
             found = await _version(database, name)  # another process may have made it meanwhile
@@ -158,7 +157,7 @@ async def check(collections: Collections) -> None:
         SchemaError: Something is missing, older or newer; the message says what to do.
     """
     name = collections.sagas.name
-    with driver_errors(writing=False):
+    with collections.calls(writing=False):
         version = await _version(collections.database, name)
         found = await _indexes(collections)
     if version is None:
@@ -172,7 +171,7 @@ async def check(collections: Collections) -> None:
     for index in INDEXES:
         if not _is_like(found.get(index["name"]), index):
             raise _missing(collections, f"the index {index['name']!r}")
-    with driver_errors(writing=False):
+    with collections.calls(writing=False):
         await _refuse_collation(collections.database, name)
 
 
@@ -182,7 +181,7 @@ async def drop(collections: Collections) -> None:
     Args:
         collections: The collection.
     """
-    with driver_errors(writing=True):
+    with collections.calls(writing=True):
         await collections.sagas.drop()
         await collections.database[VERSIONS].delete_one({"_id": collections.sagas.name})
 

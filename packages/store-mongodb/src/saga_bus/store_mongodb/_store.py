@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import partial
 from typing import Any, Self, TypeVar
 
 from pymongo import AsyncMongoClient
@@ -21,10 +20,9 @@ from saga_bus.store import (
     StoreCapabilities,
 )
 from saga_bus.store_mongodb import _schema as schema_work
-from saga_bus.store_mongodb._collections import Client, check_acknowledged, owned_client
+from saga_bus.store_mongodb._collections import Client, check_acknowledged
 from saga_bus.store_mongodb._documents import MAX_STATE_BYTES
 from saga_bus.store_mongodb._engine import ClientEngine
-from saga_bus.store_mongodb._errors import driver_errors
 from saga_bus.store_mongodb._health import warnings_about
 from saga_bus.store_mongodb._location import check_names, parsed
 from saga_bus.store_mongodb._queries import conditions_of, found_rows, old_completed, page_of
@@ -81,12 +79,10 @@ class MongoSagaStore(BaseSagaStore[StateT]):
         super().__init__(state_types=state_types, codec=codec)
         if (url is None) == (client is None):
             raise InvalidSagaError("give either a URL or a client")
-        make: Callable[[], Client] | None = None
-        if url is not None:
-            location = parsed(url)
+        location = None if url is None else parsed(url)
+        if location is not None:
             check_acknowledged(location.options.get("w"))
             named, self._place = location.database, location.shown
-            make = partial(owned_client, location)
         else:
             if not isinstance(client, AsyncMongoClient):
                 raise InvalidSagaError(f"the client must be an AsyncMongoClient, not {type(client).__name__}")
@@ -98,7 +94,7 @@ class MongoSagaStore(BaseSagaStore[StateT]):
         check_names(name, collection)
         self._names = name, collection
         self._verified = schema_work.Verified()
-        self._engine: ClientEngine | BoundEngine = ClientEngine(client, make, name, collection, self._verified)
+        self._engine: ClientEngine | BoundEngine = ClientEngine(client, location, name, collection, self._verified)
 
     def __repr__(self) -> str:
         database, collection = self._names
@@ -140,28 +136,28 @@ class MongoSagaStore(BaseSagaStore[StateT]):
     async def _find(self, query: SagaQuery) -> Sequence[FoundRow]:
         page, session = page_of(query), self._engine.session
         async with self._engine.using() as collections:
-            with driver_errors(writing=False):
+            with collections.calls(writing=False):
                 cursor = collections.sagas.find(page.where, page.fields, session=session).sort(page.sort)
                 documents = await cursor.hint(page.hint).limit(query.limit).batch_size(query.limit).to_list()
         return found_rows(documents, query.order)
 
     async def _count(self, where: SagaFilter) -> int:
         async with self._engine.using() as collections:
-            with driver_errors(writing=False):
+            with collections.calls(writing=False):
                 return await collections.sagas.count_documents(conditions_of(where), session=self._engine.session)
 
     async def _purge(self, saga_name: str, before: datetime, batch_size: int) -> int:
         session, old = self._engine.session, old_completed(saga_name, before)
         async with self._engine.using() as collections:
             while True:
-                with driver_errors(writing=False):
+                with collections.calls(writing=False):
                     cursor = collections.sagas.find(old, {"_id": 1}, session=session).hint("saga_completed_of_name")
                     found = await cursor.limit(batch_size).to_list()
                 if not found:
                     return 0
                 # Each is deleted only if it still is old and completed.
                 batch = {"_id": {"$in": [document["_id"] for document in found]}, **old}
-                with driver_errors(writing=session is None):
+                with collections.calls(writing=session is None):
                     deleted = (await collections.sagas.delete_many(batch, session=session)).deleted_count
                 if deleted:
                     return deleted
