@@ -136,7 +136,8 @@ def _measure_growth(url: str, options: argparse.Namespace) -> None:
                 child.wait_until_open()
                 print(f"{subject}: {rows:,} sagas of {(_used_memory(url) - before) / rows:,.0f} bytes", flush=True)
         print(
-            "operation               subject    few/s     many/s    many/few   server, us: few  many   ratio to redis-py"
+            "operation               subject    few/s     many/s    many/few   server, us: few  many   "
+            "ratio to redis-py"
         )
         for operation in options.operations.split(","):
             _print_growth(url, operation, children, options)
@@ -158,7 +159,8 @@ def _print_growth(
         pairs = list(zip(rounds[subject, few], rounds[subject, many], strict=True))
         beside = [own[0] / its[0] for own, its in zip(rounds["store", many], rounds["redis-py", many], strict=True)]
         print(
-            f"{operation:23} {subject:9}{median(each[0][0] for each in pairs):>8,.0f}{median(each[1][0] for each in pairs):>11,.0f}"
+            f"{operation:23} {subject:9}"
+            f"{median(each[0][0] for each in pairs):>8,.0f}{median(each[1][0] for each in pairs):>11,.0f}"
             f"{median(each[1][0] / each[0][0] for each in pairs):>12.2f}"
             f"{median(each[0][1] for each in pairs) * 1e6:>18.0f}{median(each[1][1] for each in pairs) * 1e6:>6.0f}"
             + (f"{median(beside):>12.2f}" if subject == "store" else ""),

@@ -85,7 +85,7 @@ def test_a_call_that_is_quick_is_left_alone_and_so_is_what_comes_after_it():
         for _ in range(22):
             await clock.pass_by(PATIENCE / 2)
         assert await waiting == "done"
-        assert not calls._running
+        assert not calls._deadlines._running
         await clock.pass_by(PATIENCE)
         late = await begun(calling(calls, never_answered()))  # and is looked after, after nothing was for a while
         await clock.pass_by(1.1 * PATIENCE)
@@ -97,8 +97,8 @@ def test_a_call_that_is_quick_is_left_alone_and_so_is_what_comes_after_it():
 def test_there_is_one_timer_for_all_calls(monkeypatch):
     async def run():
         loop, timers = asyncio.get_running_loop(), []
-        call_later = loop.call_later
-        monkeypatch.setattr(loop, "call_later", lambda *given: timers.append(1) or call_later(*given))
+        call_at = loop.call_at
+        monkeypatch.setattr(loop, "call_at", lambda *given: timers.append(1) or call_at(*given))
         calls = Calls(PATIENCE)
         for _ in range(10):
             assert await asyncio.gather(*(calling(calls, asyncio.sleep(0)) for _ in range(10))) == ["done"] * 10
@@ -119,7 +119,7 @@ def test_only_the_late_one_of_many_is_given_up():
         assert type(late.exception()) is OutcomeUnknownError
         answer.set()
         assert await asyncio.gather(*others) == ["done"] * 5
-        assert not calls._running
+        assert not calls._deadlines._running
 
     asyncio.run(run())
 

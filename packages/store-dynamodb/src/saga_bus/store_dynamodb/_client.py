@@ -12,7 +12,6 @@ from botocore.session import Session  # type: ignore[import-untyped]
 
 from saga_bus.store import InvalidSagaError
 from saga_bus.store_dynamodb._location import is_loopback
-from saga_bus.store_dynamodb._signing import sign_frugally
 
 __all__ = ["Settings", "make_client"]
 
@@ -86,11 +85,9 @@ def make_client(settings: Settings, session: Any = None) -> Any:
             if core.get_credentials() is None:
                 keys = {"aws_access_key_id": "local", "aws_secret_access_key": "local"}
         session = boto3.Session(botocore_session=core)
-    client = session.client(
+    return session.client(
         "dynamodb", region_name=settings.region, endpoint_url=settings.endpoint, config=config, **keys
     )
-    sign_frugally(client)
-    return client
 
 
 @cache

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from types import TracebackType
-from typing import Any
 
 from bson.errors import BSONError
 from pymongo.errors import PyMongoError
 
+from saga_bus.store.deadlines import Deadlines
 from saga_bus.store_mongodb._errors import translated
 
 __all__ = ["Calls"]
-
-_LOOKS = 12  # that are taken at what is under way, in the time that a call may take
 
 
 class Calls:
@@ -28,8 +25,7 @@ class Calls:
 
     def __init__(self, patience: float | None = None) -> None:
         self.patience = patience
-        self._running: set[_Call] = set()
-        self._timer: asyncio.TimerHandle | None = None
+        self._deadlines = Deadlines(patience)
 
     def __call__(self, *, writing: bool) -> _Call:
         """A call.
@@ -40,58 +36,31 @@ class Calls:
         Raises:
             SagaStoreError: Ours, from the driver's error; also when the time is over.
         """
-        return _Call(self, writing=writing)
+        return _Call(self._deadlines, writing=writing)
 
-    def begin(self, call: _Call, patience: float) -> None:
-        """Look after a call."""
-        loop = call.task.get_loop()
-        call.ends_at = loop.time() + patience
-        self._running.add(call)
-        if self._timer is None:
-            self._timer = loop.call_later(patience / _LOOKS, self._look, loop, patience)
-
-    def end(self, call: _Call) -> None:
-        """It has come to its end."""
-        self._running.discard(call)
-
-    def _look(self, loop: asyncio.AbstractEventLoop, patience: float) -> None:
-        self._timer = None
-        for call in self._running:
-            if not call.is_late and call.ends_at <= loop.time():
-                call.is_late = True
-                call.task.cancel()
-        if self._running:
-            self._timer = loop.call_later(patience / _LOOKS, self._look, loop, patience)
+    def close(self) -> None:
+        """Take the timer back; no call may be under way."""
+        self._deadlines.close()
 
 
 class _Call:
     """One call, or several that share the time."""
 
-    __slots__ = ("_calls", "_cancelling", "_writing", "ends_at", "is_late", "task")
+    __slots__ = ("_deadline", "_writing")
 
-    def __init__(self, calls: Calls, *, writing: bool) -> None:
-        self._calls = calls
+    def __init__(self, deadlines: Deadlines, *, writing: bool) -> None:
+        self._deadline = deadlines.start()
         self._writing = writing
-        self.task: asyncio.Task[Any]
-        self.ends_at: float
-        self.is_late = False
 
     def __enter__(self) -> None:
-        patience = self._calls.patience
-        if patience is not None and (task := asyncio.current_task()) is not None:
-            self.task = task
-            self._cancelling = task.cancelling()
-            self._calls.begin(self, patience)
+        self._deadline.__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._calls.end(self)
-        if self.is_late:
-            is_ours = self.task.uncancel() <= self._cancelling  # and nobody else has cancelled the caller
-            if is_ours and isinstance(error, asyncio.CancelledError):
-                late = TimeoutError(f"in {self._calls.patience:g} seconds")
-                late.__cause__ = error
-                raise translated(late, writing=self._writing) from late
+        try:
+            self._deadline.__exit__(kind, error, trace)
+        except TimeoutError as late:
+            raise translated(late, writing=self._writing) from late
         if isinstance(error, (PyMongoError, BSONError, OSError)):
             raise translated(error, writing=self._writing) from error

@@ -58,6 +58,7 @@ class ClientEngine:
     async def close(self) -> None:
         """Finish what is in hand and close the own client."""
         await self._groups.close()
+        self.collections().calls.close()
         if self._location is not None and self._client is not None:
             await self._client.close()
 

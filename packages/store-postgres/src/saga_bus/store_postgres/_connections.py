@@ -11,6 +11,7 @@ from typing import Any
 import asyncpg  # type: ignore[import-untyped]
 
 from saga_bus.store import InvalidSagaError, StoreUnavailableError
+from saga_bus.store.deadlines import Deadlines
 from saga_bus.store_postgres._errors import DRIVER_ERRORS, translated
 
 __all__ = ["Connections", "PoolSettings", "drop_broken", "is_usable"]
@@ -133,7 +134,7 @@ class Connections:
     Attributes:
         keeps: Whether there are connections enough to keep some.
         prepares: Whether a kept connection can keep prepared statements, too.
-        command_timeout: For the answer to a statement on the own pool, in seconds; None for what a given one says.
+        deadlines: For the answers to statements on the own pool; a given one has its own way.
     """
 
     def __init__(self, *, pool: Any = None, settings: PoolSettings | None = None, acquire_timeout: float) -> None:
@@ -143,7 +144,7 @@ class Connections:
         self._returning: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
         self.keeps = settings is not None and settings.max_size >= _LEAST_FOR_KEEPING
         self.prepares = self.keeps and settings is not None and settings.statement_cache_size > 0
-        self.command_timeout = None if settings is None else settings.command_timeout
+        self.deadlines = Deadlines(None if settings is None else settings.command_timeout)
 
     async def open(self) -> None:
         """Open the own pool.
@@ -163,6 +164,7 @@ class Connections:
         """Close the own pool; what still runs on it gets a while to end."""
         if self._settings is None:
             return
+        self.deadlines.close()
         try:
             async with asyncio.timeout(_CLOSE_TIMEOUT):
                 await self._pool.close()

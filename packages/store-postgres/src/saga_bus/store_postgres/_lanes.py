@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
-from time import monotonic
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
@@ -30,7 +28,7 @@ class Lane:
         self._connections = connections
         self._kept: Any = None
         self._prepared: dict[str, Any] = {}  # on the kept connection
-        self._timer = _Timer(connections.command_timeout)
+        self._deadlines = connections.deadlines
 
     def read(self, statement: str, *parameters: Any) -> Awaitable[list[Any]]:
         """Run a statement that changes nothing, and return its rows.
@@ -52,7 +50,6 @@ class Lane:
 
     async def close(self) -> None:
         """Give the kept connection back."""
-        self._timer.close()
         kept = self._kept
         self._forget()
         if kept is not None:
@@ -68,21 +65,15 @@ class Lane:
             running = self._run(connection, statement, parameters)
         rows: list[Any] | None = None
         try:
-            self._timer.start()
-            try:
+            with self._deadlines.start():
                 rows = await running
-            finally:
-                self._timer.stop()
-        except asyncio.CancelledError:
-            if not self._timer.has_expired():
-                raise
-            self._forget()
-            self._connections.give_back_later(connection)
-            connection = None
-            late = TimeoutError()
-            raise translated(late, writing=writing) from late
         except DRIVER_ERRORS as error:
-            drop_broken(connection, error)
+            if isinstance(error, TimeoutError) and self._deadlines.limit is not None:
+                self._forget()
+                self._connections.give_back_later(connection)
+                connection = None
+            else:
+                drop_broken(connection, error)
             if again or not self._did_nothing(error, writing=writing):
                 raise translated(error, writing=writing) from error
         finally:
@@ -107,7 +98,7 @@ class Lane:
             prepared = self._prepared[statement] = await connection.prepare(statement)
             rows = await prepared.fetch(*parameters)
         else:
-            fetch = connection.fetch if self._connections.command_timeout is None else connection.fetch_untimed
+            fetch = connection.fetch if self._deadlines.limit is None else connection.fetch_untimed
             rows = await fetch(statement, *parameters)
         return rows
 
@@ -163,60 +154,3 @@ class Lanes:
         """Give the kept connections back."""
         for lane in self._lanes:
             await lane.close()
-
-
-class _Timer:
-    """Ends a statement that takes too long.
-
-    asyncpg sets a timer for each statement, which takes a lone caller a tenth of its time. Here one timer stays set
-    while statements come and go, and when it is due it looks whether the last one is.
-
-    Args:
-        seconds: How long a statement may take; None for ever.
-    """
-
-    def __init__(self, seconds: float | None) -> None:
-        self._seconds = seconds
-        self._deadline = 0.0
-        self._task: asyncio.Task[Any] | None = None
-        self._handle: asyncio.TimerHandle | None = None
-        self._cancelled: asyncio.Task[Any] | None = None
-        self._cancelling = 0
-
-    def start(self) -> None:
-        """A statement begins in the current task."""
-        if self._seconds is None:
-            return
-        self._task = asyncio.current_task()
-        self._deadline = monotonic() + self._seconds
-        if self._handle is None:
-            self._wait(self._seconds)
-
-    def stop(self) -> None:
-        """The statement has ended."""
-        self._task = None
-
-    def close(self) -> None:
-        """No statement begins any more."""
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
-
-    def has_expired(self) -> bool:
-        """Whether the statement's task was cancelled by the timer and by nobody else, as `asyncio.timeout` tells it."""
-        cancelled, self._cancelled = self._cancelled, None
-        return cancelled is not None and cancelled.uncancel() <= self._cancelling
-
-    def _wait(self, seconds: float) -> None:
-        self._handle = asyncio.get_running_loop().call_later(seconds, self._look)
-
-    def _look(self) -> None:
-        self._handle = None
-        if self._task is None:
-            return
-        left = self._deadline - monotonic()
-        if left > 0:
-            self._wait(left)
-            return
-        self._cancelled, self._cancelling = self._task, self._task.cancelling()
-        self._task.cancel()

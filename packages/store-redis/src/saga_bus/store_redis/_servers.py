@@ -16,7 +16,7 @@ import redis
 from redis.exceptions import ReadOnlyError, ResponseError
 
 from saga_bus.store import StoreClosedError
-from saga_bus.store_redis._deadlines import Deadlines
+from saga_bus.store.deadlines import Deadlines
 from saga_bus.store_redis._errors import DRIVER_ERRORS, translated
 
 __all__ = ["Command", "Gate", "Limits", "Server"]

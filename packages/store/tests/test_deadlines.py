@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from saga_bus.store_redis._deadlines import Deadlines
+from saga_bus.store.deadlines import Deadlines
 
 SOON, NEVER = 0.02, 3600.0
 

@@ -17,7 +17,7 @@ class Deadlines:
     """
 
     def __init__(self, limit: float | None) -> None:
-        self._limit = limit
+        self.limit = limit
         self._running: dict[_Deadline, None] = {}  # the earliest first, as all may take as long
         self._timer: asyncio.TimerHandle | None = None
 
@@ -31,26 +31,23 @@ class Deadlines:
             self._timer.cancel()
             self._timer = None
 
-    def begin(self, deadline: _Deadline) -> None:
+    def begin(self, deadline: _Deadline, limit: float) -> None:
         """Let a deadline count from now on."""
-        if self._limit is None:
-            return
         loop = asyncio.get_running_loop()
-        deadline.moment = loop.time() + self._limit
+        deadline.moment = loop.time() + limit
         self._running[deadline] = None
         if self._timer is None:
-            self._timer = loop.call_at(deadline.moment, self._look)
+            self._timer = loop.call_at(deadline.moment, self._look, loop)
 
     def end(self, deadline: _Deadline) -> None:
         """Forget a deadline."""
         self._running.pop(deadline, None)
 
-    def _look(self) -> None:
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
-        loop = asyncio.get_running_loop()
         for deadline in list(self._running):
             if deadline.moment > loop.time():
-                self._timer = loop.call_at(deadline.moment, self._look)
+                self._timer = loop.call_at(deadline.moment, self._look, loop)
                 return
             del self._running[deadline]
             deadline.expire()
@@ -71,19 +68,22 @@ class _Deadline:
         self.moment = 0.0
 
     def __enter__(self) -> None:
+        limit = self._deadlines.limit
+        if limit is None:
+            return
         task: asyncio.Task[Any] | None = asyncio.current_task()
         if task is None:
             raise RuntimeError("a store is used inside a task")
         self._task = task
         self._cancelling = task.cancelling()
-        self._deadlines.begin(self)
+        self._deadlines.begin(self, limit)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._deadlines.end(self)
         if self._is_over and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
-            raise TimeoutError from error
+            raise TimeoutError(f"in {self._deadlines.limit:g} seconds") from error
 
     def expire(self) -> None:
         """Stop what is done."""
