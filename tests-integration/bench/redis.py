@@ -38,6 +38,10 @@ __all__ = ["main"]
 
 _CHUNK = 500
 _REQUESTS = 200_000
+_WARM_UP = 0.1  # of a round, which the server's time has in it
+_SUBJECTS = ("store", "redis-py")
+
+Children = dict[tuple[str, int], Child]
 
 
 def main() -> None:
@@ -124,48 +128,42 @@ def _redis_benchmark(url: str, prefix: str, options: argparse.Namespace) -> floa
 
 def _measure_growth(url: str, options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="saga-bus-bench-") as folder, ExitStack() as stack:
-        children: dict[tuple[str, int], Child] = {}
+        children: Children = {}
         (Path(folder) / "empty").mkdir()
         for rows in (options.rows, options.growth):
-            for subject in ("store", "redis-py"):
+            for subject in _SUBJECTS:
                 before = _used_memory(url)
                 place = Path(folder) / f"{subject}-{rows}"
-                active = min(rows, options.active or rows)
-                job = Serve("redis", subject, "default", str(place), rows, active)
+                job = Serve("redis", subject, "default", str(place), rows, min(rows, options.active or rows))
                 child = children[subject, rows] = stack.enter_context(Child(job, Path(folder) / "empty"))
                 child.wait_until_open()
                 print(f"{subject}: {rows:,} sagas of {(_used_memory(url) - before) / rows:,.0f} bytes", flush=True)
-        print(
-            "operation               subject    few/s     many/s    many/few   server, us: few  many   "
-            "ratio to redis-py"
-        )
+        few, many = f"{options.rows:,}", f"{options.growth:,}"
+        print(f"{options.callers} callers; a second, and microseconds of the server's processor for each")
+        print(f"{'':34}{few:>10} {many:>10} {'ratio':>6} {few:>10} {many:>10}   store over redis-py")
         for operation in options.operations.split(","):
-            _print_growth(url, operation, children, options)
+            _measure_operation(url, operation, children, options)
 
 
-def _print_growth(
-    url: str, operation: str, children: dict[tuple[str, int], Child], options: argparse.Namespace
-) -> None:
+def _measure_operation(url: str, operation: str, children: Children, options: argparse.Namespace) -> None:
     rounds: dict[tuple[str, int], list[tuple[float, float]]] = {key: [] for key in children}
     for turn in range(options.repeat):
-        for key in list(children) if turn % 2 else reversed(children):
+        for key in list(children)[:: 1 if turn % 2 else -1]:
             before = _server_seconds(url)
             measured = children[key].ask(Measure(operation, options.callers, options.seconds, None), Measured)
-            # The warm-up of a round is a tenth more of it.
-            server = (_server_seconds(url) - before) / (1.1 * measured.operations)
-            rounds[key].append((measured.per_second, server))
-    few, many = options.rows, options.growth
-    for subject in ("store", "redis-py"):
-        pairs = list(zip(rounds[subject, few], rounds[subject, many], strict=True))
-        beside = [own[0] / its[0] for own, its in zip(rounds["store", many], rounds["redis-py", many], strict=True)]
-        print(
-            f"{operation:23} {subject:9}"
-            f"{median(each[0][0] for each in pairs):>8,.0f}{median(each[1][0] for each in pairs):>11,.0f}"
-            f"{median(each[1][0] / each[0][0] for each in pairs):>12.2f}"
-            f"{median(each[0][1] for each in pairs) * 1e6:>18.0f}{median(each[1][1] for each in pairs) * 1e6:>6.0f}"
-            + (f"{median(beside):>12.2f}" if subject == "store" else ""),
-            flush=True,
-        )
+            seconds = (_server_seconds(url) - before) / (1 + _WARM_UP)
+            rounds[key].append((measured.per_second, seconds / measured.operations * 1e6))
+    for subject in _SUBJECTS:
+        few, many = rounds[subject, options.rows], rounds[subject, options.growth]
+        figures = [median(figure) for rows in (few, many) for figure in zip(*rows, strict=True)]
+        ratio = median(its[0] / own[0] for own, its in zip(few, many, strict=True))
+        line = f"{operation:23} {subject:10}{figures[0]:>10,.0f} {figures[2]:>10,.0f} {ratio:>6.2f}"
+        line += f" {figures[1]:>10,.0f} {figures[3]:>10,.0f}"
+        if subject == "store":
+            for rows in (options.rows, options.growth):
+                both = zip(rounds["store", rows], rounds["redis-py", rows], strict=True)
+                line += f" {median(own[0] / its[0] for own, its in both):>7.2f}"
+        print(line, flush=True)
     if operation in WRITES:
         for child in children.values():
             child.ask(Verify(), Ready)

@@ -99,6 +99,19 @@ def test_idle_connections_that_the_server_closed_cost_nothing(prefix):
     asyncio.run(run())
 
 
+def test_an_answer_that_nobody_read_is_not_the_next_one(server, prefix):
+    async def run():
+        async with store_on(server.url, prefix) as store:
+            await store.create_schema()
+            await store.insert(NAME, "order-1", state("a"))
+            (kept,) = store._route._server._kept
+            kept._reader.feed_data(b"$-1\r\n")
+            assert await store.get_by_id(NAME, "a") is not None
+            assert await store.get_by_id(NAME, "b") is None
+
+    asyncio.run(run())
+
+
 def test_a_store_of_one_event_loop_after_another(url, prefix):
     async def run():
         await works(url, prefix)

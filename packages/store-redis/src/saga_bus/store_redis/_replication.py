@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,9 @@ class Replication:
 
     def commands(self) -> list[Command]:
         """What to send behind a write."""
-        return [[b"WAIT", b"%d" % self.replicas, b"%d" % (self.timeout * 1000)]] if self.replicas else []
+        if not self.replicas:
+            return []
+        return [[b"WAIT", b"%d" % self.replicas, b"%d" % math.ceil(self.timeout * 1000)]]  # 0 would be for ever
 
     def shortage(self, replies: Sequence[Any]) -> OutcomeUnknownError | None:
         """What is wrong where too few replicas have the write.

@@ -110,19 +110,23 @@ class Server:
             self._turns.release()
 
     async def _exchange(self, connection: Any, commands: Sequence[Command], writing: bool) -> list[Any]:  # noqa: FBT001
-        sent = is_usable = False
+        replies: list[Any] = []
+        sent = is_usable = is_replica = False
         try:
             with self._deadlines.start():
                 packed = _packed(commands)
                 sent = True
                 await connection.send_packed_command(packed)
-                replies = [await _reply(connection) for _ in commands]
-            for reply in replies:
-                if isinstance(reply, ReadOnlyError):
-                    await connection.disconnect()  # the next connection asks again who the primary is
-                    break
-            else:
-                is_usable = True
+                for _ in commands:
+                    try:
+                        # Whatever the client decodes: documents and packed outcomes are bytes.
+                        replies.append(await connection.read_response(disable_decoding=True))
+                    except ResponseError as error:
+                        replies.append(error)  # it is an answer like others: the connection stays usable
+                        is_replica = is_replica or isinstance(error, ReadOnlyError)
+            if is_replica:
+                await connection.disconnect()  # the next connection asks again who the primary is
+            is_usable = not is_replica
         except DRIVER_ERRORS as error:
             raise translated(error, sent=writing and sent) from error
         finally:
@@ -179,15 +183,6 @@ def _was_reset(connection: Any) -> bool:
     """Whether the other end has reset a connection, which redis-py sees only when it sends something."""
     writer = getattr(connection, "_writer", None)
     return isinstance(writer, asyncio.StreamWriter) and writer.is_closing()
-
-
-async def _reply(connection: Any) -> Any:
-    try:
-        # Whatever the client decodes: documents and packed outcomes are bytes.
-        return await connection.read_response(disable_decoding=True)
-    except ResponseError as error:
-        # What a connection has answered is read: it stays usable.
-        return error
 
 
 def _packed(commands: Sequence[Command]) -> bytes:
