@@ -58,6 +58,16 @@ def test_a_key_is_kept_for_its_day_its_region_and_its_secret(credentials, region
     assert ours == theirs
 
 
+def test_the_headers_are_collected_once(monkeypatch):
+    calls, headers_to_sign = [], SigV4Auth.headers_to_sign
+    monkeypatch.setattr(SigV4Auth, "headers_to_sign", lambda *given: calls.append(1) or headers_to_sign(*given))
+    signed(SigV4Auth, SOMEBODY)
+    theirs = len(calls)
+    calls.clear()
+    signed(FrugalSigV4Auth, SOMEBODY)
+    assert len(calls) == 1 < theirs
+
+
 def test_the_stores_own_client_signs_this_way_and_a_given_one_does_not(place, run, monkeypatch):
     calls = []
     signature = FrugalSigV4Auth.signature

@@ -1,7 +1,9 @@
 """The threads by themselves: as many as are needed, and none that is kept for nothing."""
 
 import asyncio
+import gc
 import threading
+import weakref
 
 import pytest
 
@@ -64,6 +66,44 @@ def test_what_finds_all_threads_busy_waits_its_turn(threads):
 
     asyncio.run(check())
     assert len(names()) <= 3
+
+
+def test_an_idle_thread_keeps_nothing_of_what_it_did(threads):
+    class Thing:
+        pass
+
+    def fail(thing):
+        raise LookupError(thing)
+
+    async def work():
+        argument, result = Thing(), Thing()
+        assert await threads.run(lambda: (argument, result)[1]) is result
+        with pytest.raises(LookupError):
+            await threads.run(lambda: fail(argument))
+        return weakref.ref(argument), weakref.ref(result)
+
+    async def check():
+        kept = await work()
+        await threads.run(lambda: None)  # which begins when the work before it has ended altogether
+        gc.collect()
+        assert [reference() for reference in kept] == [None, None]
+
+    asyncio.run(check())
+
+
+def test_threads_end_with_the_object_that_nobody_stopped():
+    async def use():
+        threads = Threads(3, "tested")
+        meeting = threading.Barrier(3, timeout=30)
+        await asyncio.gather(*(threads.run(meeting.wait) for _ in range(3)))
+        return threads._threads
+
+    started = asyncio.run(use())
+    gc.collect()
+    for thread in started:
+        thread.join(30)
+    assert len(started) == 3
+    assert not names()
 
 
 def test_an_error_is_its_callers(threads):
