@@ -141,6 +141,14 @@ def test_a_client_of_ones_own_is_closed_and_a_given_one_is_not(place, run, monke
     run(check())
 
 
+def ended(program):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_a_store_that_nobody_closed_is_collected_and_lets_the_process_end(place):
     program = f"""
         import asyncio, gc, weakref
@@ -155,10 +163,19 @@ def test_a_store_that_nobody_closed_is_collected_and_lets_the_process_end(place)
         gc.collect()
         print("collected" if found() is None else "kept")
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert (done.returncode, done.stdout) == (0, "collected\n"), done.stderr
+    assert ended(program) == "collected\n"
+
+
+def test_a_store_that_is_there_until_the_end_lets_the_process_end(place):
+    program = f"""
+        import asyncio
+        from saga_bus.store_dynamodb import DynamoDBSagaStore
+
+        store = DynamoDBSagaStore({place.url!r})
+        asyncio.run(store.create_schema())
+        print("used")
+    """
+    assert ended(program) == "used\n"
 
 
 def test_a_store_can_be_used_from_one_loop_after_another(place):

@@ -1,7 +1,11 @@
 """The threads by themselves: as many as are needed, and none that is kept for nothing."""
 
 import asyncio
+import gc
 import threading
+import time
+import weakref
+from functools import partial
 
 import pytest
 
@@ -64,6 +68,46 @@ def test_what_finds_all_threads_busy_waits_its_turn(threads):
 
     asyncio.run(check())
     assert len(names()) <= 3
+
+
+def test_an_idle_thread_keeps_nothing_of_what_it_did(threads):
+    class Thing:
+        pass
+
+    def fail(thing):
+        raise LookupError(thing)
+
+    def makes(_):
+        return Thing()
+
+    async def work():
+        with pytest.raises(LookupError):
+            await threads.run(partial(fail, Thing()))
+        argument = Thing()
+        result = await threads.run(partial(makes, argument))
+        return weakref.ref(argument), weakref.ref(result)
+
+    kept = asyncio.run(work())
+    deadline = time.monotonic() + 10
+    while any(reference() is not None for reference in kept):  # the thread is on its way back to its queue
+        assert time.monotonic() < deadline
+        gc.collect()
+        time.sleep(0.001)
+
+
+def test_threads_end_with_the_object_that_nobody_stopped():
+    async def use():
+        threads = Threads(3, "tested")
+        meeting = threading.Barrier(3, timeout=30)
+        await asyncio.gather(*(threads.run(meeting.wait) for _ in range(3)))
+        return threads._threads
+
+    started = asyncio.run(use())
+    gc.collect()
+    for thread in started:
+        thread.join(30)
+    assert len(started) == 3
+    assert not names()
 
 
 def test_an_error_is_its_callers(threads):

@@ -4,7 +4,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from botocore.exceptions import ConnectionClosedError
+from botocore.exceptions import ClientError, ConnectionClosedError
 
 from saga_bus.store import DuplicateSagaError, InvalidSagaError, SagaFilter, SagaNotFoundError
 from saga_bus.store_dynamodb import DynamoDBSagaStore
@@ -146,6 +146,25 @@ def test_an_insert_over_what_has_expired_is_made_twice_and_any_other_one_once(pl
             assert recorded.names == ["transact_write_items"] * 2
             assert (await store.get_by_correlation_id(place.name, "order-c")).metadata.saga_id == "c"
             assert (await store.get_by_correlation_id(place.name, "order-b")) is None
+
+    run(check())
+
+
+def test_what_expires_while_an_insert_is_refused_because_of_it_is_a_duplicate_still(place, run, recorder):
+    def refused(method, request):  # by the service's clock it was there still; by ours it has expired since
+        expired = {"expires": {"N": str(int(time.time()) - 1)}, "writer": {"S": "somebody's"}}
+        reasons = [{"Code": "ConditionalCheckFailed", "Item": expired}, {"Code": "None"}]
+        error = {"Error": {"Code": "TransactionCanceledException", "Message": "m"}, "CancellationReasons": reasons}
+        raise ClientError(error, "TransactWriteItems")
+
+    async def check():
+        async with place.opened(completed_ttl=DAY) as store:
+            await place.insert(store, "a")
+            recorded = recorder(store)
+            recorded.instead["transact_write_items"] = [refused, refused]
+            with pytest.raises(DuplicateSagaError):  # rather than the impression that it was inserted
+                await place.insert(store, "b")
+            assert recorded.names == ["transact_write_items"] * 2
 
     run(check())
 

@@ -100,18 +100,19 @@ def report(loop: asyncio.AbstractEventLoop, settle: Callable[..., None], *args: 
 
 def _work(jobs: SimpleQueue[_Job | None], idle: deque[None]) -> None:
     while (job := jobs.get()) is not None:
-        if job.future.cancelled():
-            idle.append(None)
-        else:
-            settle: Callable[..., None] = _succeed
-            try:
-                outcome = job.work()
-            except BaseException as error:  # noqa: BLE001 - it is raised to the caller
-                settle, outcome = _fail, error
-            idle.append(None)  # before the caller goes on, or its next work would find no thread
-            report(job.loop, settle, job.future, outcome)
-            del outcome
-        del job  # or the last one would keep its store alive
+        settle, outcome = _done(job)
+        idle.append(None)  # before the caller goes on, or its next work would find no thread
+        report(job.loop, settle, job.future, outcome)
+        del job, settle, outcome  # or the last ones would live until the next work comes
+
+
+def _done(job: _Job) -> tuple[Callable[..., None], Any]:
+    if job.future.cancelled():
+        return _succeed, None
+    try:
+        return _succeed, job.work()
+    except BaseException as error:  # noqa: BLE001 - it is raised to the caller
+        return _fail, error
 
 
 def _stop(jobs: SimpleQueue[_Job | None], threads: list[Thread]) -> None:
