@@ -179,19 +179,21 @@ def test_a_write_that_a_right_forbids_changes_nothing(url, prefix, admin, denied
     asyncio.run(run())
 
 
-def test_a_refused_neighbour_in_a_group_spoils_no_other(url, prefix, admin):
+@pytest.mark.parametrize("usual", [True, False])
+def test_a_refused_neighbour_in_a_group_spoils_no_other(url, prefix, admin, usual):
     async def run():
         async with store_on(url, prefix) as store:
             await store.create_schema()
-            for saga_id in "abc":
-                await store.insert(NAME, f"order-{saga_id}", state(saga_id))
+            sagas = {saga_id: state(saga_id) for saga_id in "abcd"}
+            for saga_id, saga in sagas.items():
+                await store.insert(NAME, f"order-{saga_id}", saga)
             admin.delete(key(prefix, "s:b"))
             admin.lpush(key(prefix, "s:b"), "not of the store")
-            outcomes = await asyncio.gather(
-                *(store.update(NAME, state(saga_id, 1), 0) for saga_id in "abc"), return_exceptions=True
-            )
-            assert [type(outcome) for outcome in outcomes] == [type(None), SchemaError, type(None)]
-            assert [await store.get_by_id(NAME, saga_id) is None for saga_id in "ac"] == [False, False]
+            # What gives a saga another created_at is no usual write.
+            news = [following(saga) if usual else state(saga_id, 1) for saga_id, saga in sagas.items()]
+            outcomes = await asyncio.gather(*(store.update(NAME, new, 0) for new in news), return_exceptions=True)
+            assert [type(outcome) for outcome in outcomes] == [type(None), SchemaError, type(None), type(None)]
+            assert [(await store.get_by_id(NAME, saga_id)).metadata.version for saga_id in "acd"] == [1, 1, 1]
 
     asyncio.run(run())
 
