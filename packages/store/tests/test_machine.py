@@ -101,7 +101,7 @@ def test_a_right_store_passes(kind):
 def test_a_broken_store_fails_with_the_rule_and_a_short_script(kind, fault):
     places = Places(kind)
     with pytest.raises(AssertionError, match=fault) as caught:
-        run_machine(places.open, places.close, examples=150, steps=20)
+        run_machine(places.open, places.close, examples=600, steps=20)
     script = "\n".join(caught.value.__notes__)
     assert "state = StoreMachine()" in script
     rules = [line for line in script.splitlines() if "state." in line and "holds_what" not in line]

@@ -195,6 +195,12 @@ class StoreMachine(RuleBasedStateMachine):
         self._done(what, self._store.delete, saga_name, saga_id)
         self._model.remove(saga_name, saga_id)
 
+    @rule(target=inserted, saga=inserted, correlation_id=_keys, content=_contents)
+    def insert_again(self, saga: tuple[str, str], correlation_id: str, content: Content) -> Any:
+        """Delete a saga and insert its id again, under any correlation id; chance alone would seldom do it."""
+        self.delete(saga)
+        return self._insert(saga, correlation_id, content)
+
     @precondition(lambda self: self._abilities.conditional_delete)
     @rule(saga=inserted, distance=st.sampled_from((1, -1, 0)))
     def delete_at_version(self, saga: tuple[str, str], distance: int) -> None:
