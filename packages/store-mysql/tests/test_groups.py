@@ -169,6 +169,26 @@ def test_a_large_group_is_sent_in_parts(run, place, monkeypatch):
     run(test())
 
 
+def test_quotes_make_no_text_of_a_group_of_updates_too_long(run, place, monkeypatch):
+    """A server with a small max_allowed_packet would cut the connection in the middle of a write."""
+    monkeypatch.setattr(_groups, "_MAX_BYTES", 30_000)
+    lengths, own = [], Session.run
+
+    async def measured(self, sql, **options):
+        lengths.append(len(sql))
+        return await own(self, sql, **options)
+
+    async def test():
+        async with place.opened() as store:
+            states = await place.insert(store, *"abcdefgh")
+            monkeypatch.setattr(Session, "run", measured)
+            new = [place.follow(state, "'" * 7_000) for state in states]
+            assert await grouped(store, *(store.update(place.name, state, 0) for state in new)) == [None] * 8
+            assert 15_000 < max(lengths) <= 30_000
+
+    run(test())
+
+
 def test_one_state_that_is_too_large_fails_alone(run, place):
     async def test():
         async with place.opened() as store:

@@ -21,6 +21,7 @@ __all__ = ["ALONE", "get_group", "insert_group", "update_group"]
 ItemT = TypeVar("ItemT")
 
 _MAX_BYTES = 1_000_000  # of one text of statements, if its parts are not larger
+_MOST_BESIDE = 4_500  # bytes of a row beside its document; quotes can double its keys, of 2,048 bytes, and the document
 
 
 class _Alone:
@@ -71,14 +72,14 @@ async def insert_group(
     """
     quote = session.quote
     outcomes: list[BaseException | _Alone | None] = [None] * len(items)
-    texts: list[tuple[int, bytes]] = []
+    texts: dict[int, bytes] = {}
     for number, (row, correlation_id) in enumerate(items):
         try:
-            texts.append((number, operations.values(row, correlation_id, quote)))
+            texts[number] = operations.values(row, correlation_id, quote)
         except StateCodecError as error:
             outcomes[number] = error
-    for chunk in _chunks(texts):
-        insert = operations.sql.insert_into + b",\n".join(text for _, text in chunk)
+    for chunk in _chunks([(number, len(text)) for number, text in texts.items()]):
+        insert = operations.sql.insert_into + b",\n".join(texts[number] for number in chunk)
         try:
             await session.run(session.dialect.impatient(insert), commits=True)
         except MySQLError as error:
@@ -87,7 +88,7 @@ async def insert_group(
             # One of them is a duplicate, and the server says of which value, but not of which row.
             if conflict_of(error) is None and not is_transient(error):
                 raise translated(error) from error
-            for number, _ in chunk:
+            for number in chunk:
                 outcomes[number] = ALONE
     return outcomes
 
@@ -112,14 +113,14 @@ async def update_group(
         SagaStoreError: The server refused.
     """
     outcomes: list[BaseException | _Alone | None] = [None] * len(items)
-    for chunk in _chunks([(number, row.document) for number, (row, _) in enumerate(items)]):
+    for chunk in _chunks([(number, 2 * len(row.document) + _MOST_BESIDE) for number, (row, _) in enumerate(items)]):
         try:
-            await _update_chunk(session, operations, items, [number for number, _ in chunk], outcomes)
+            await _update_chunk(session, operations, items, chunk, outcomes)
         except MySQLError as error:
             await session.roll_back()
             if not is_transient(error):
                 raise translated(error) from error
-            for number, _ in chunk:
+            for number in chunk:
                 outcomes[number] = ALONE
         except BaseException:
             if not session.connection.closed:
@@ -167,14 +168,14 @@ def _key_list(keys: Any, quote: Quote) -> bytes:
     return b", ".join(b"(%b, %b)" % (quote(first), quote(second)) for first, second in keys)
 
 
-def _chunks(texts: Sequence[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
-    chunk: list[tuple[int, bytes]] = []
-    size = 0
-    for number, text in texts:
-        if chunk and size + len(text) > _MAX_BYTES:
+def _chunks(sizes: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
+    chunk: list[int] = []
+    total = 0
+    for number, size in sizes:
+        if chunk and total + size > _MAX_BYTES:
             yield chunk
-            chunk, size = [], 0
-        chunk.append((number, text))
-        size += len(text)
+            chunk, total = [], 0
+        chunk.append(number)
+        total += size
     if chunk:
         yield chunk
