@@ -231,11 +231,11 @@ def test_a_server_that_does_not_answer(server, pymongos_sockets):
 def test_a_server_that_does_not_answer_is_not_waited_for_without_end(server, pymongos_sockets):
     async def run():
         async with store_behind_a_proxy(server) as (proxy, store, direct):
-            calls = store._engine.collections().calls
-            calls.patience = None  # as long as the server answers, however slowly it does
+            deadlines = store._engine.collections().calls.deadlines
+            deadlines.limit = None  # as long as the server answers, however slowly it does
             states = [OrderState() for _ in range(CALLERS)]
             await asyncio.gather(*(store.insert(SAGA, f"order-{n}", state) for n, state in enumerate(states)))
-            calls.patience = 0.3
+            deadlines.limit = 0.3
             proxy.hold()
             for work in (
                 lambda: store.get_by_correlation_id(SAGA, "order-1"),
@@ -249,7 +249,7 @@ def test_a_server_that_does_not_answer_is_not_waited_for_without_end(server, pym
                 *(store.update(SAGA, follow(state), 0) for state in states), return_exceptions=True
             )
             assert {type(outcome) for outcome in outcomes} == {OutcomeUnknownError}
-            calls.patience = None
+            deadlines.limit = None
             proxy.release()
             proxy.cut()
             assert (await store.get_by_correlation_id(SAGA, "order-1")).metadata.version in (0, 1)

@@ -85,7 +85,7 @@ def test_a_call_that_is_quick_is_left_alone_and_so_is_what_comes_after_it():
         for _ in range(22):
             await clock.pass_by(PATIENCE / 2)
         assert await waiting == "done"
-        assert not calls._deadlines._running
+        assert not calls.deadlines._running
         await clock.pass_by(PATIENCE)
         late = await begun(calling(calls, never_answered()))  # and is looked after, after nothing was for a while
         await clock.pass_by(1.1 * PATIENCE)
@@ -119,7 +119,7 @@ def test_only_the_late_one_of_many_is_given_up():
         assert type(late.exception()) is OutcomeUnknownError
         answer.set()
         assert await asyncio.gather(*others) == ["done"] * 5
-        assert not calls._deadlines._running
+        assert not calls.deadlines._running
 
     asyncio.run(run())
 
@@ -203,6 +203,6 @@ def test_an_own_client_does_not_wait_for_ever(url, chosen, selection, socket, wh
             assert options.server_selection_timeout == selection
             assert options.pool_options.socket_timeout == socket
             assert options.timeout == whole
-            assert store._engine.collections().calls.patience == patience
+            assert store._engine.collections().calls.deadlines.limit == patience
 
     asyncio.run(run())

@@ -24,8 +24,7 @@ class Calls:
     """
 
     def __init__(self, patience: float | None = None) -> None:
-        self.patience = patience
-        self._deadlines = Deadlines(patience)
+        self.deadlines = Deadlines(patience)
 
     def __call__(self, *, writing: bool) -> _Call:
         """A call.
@@ -36,11 +35,11 @@ class Calls:
         Raises:
             SagaStoreError: Ours, from the driver's error; also when the time is over.
         """
-        return _Call(self._deadlines, writing=writing)
+        return _Call(self.deadlines, writing=writing)
 
     def close(self) -> None:
         """Take the timer back; no call may be under way."""
-        self._deadlines.close()
+        self.deadlines.close()
 
 
 class _Call:
