@@ -94,16 +94,12 @@ def test_concurrent_calls_leave_in_order_in_groups_of_at_most_max_size(max_size:
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("max_size", [0, -1])
-def test_a_group_of_no_size_is_refused(max_size: int) -> None:
-    with pytest.raises(InvalidSagaError, match="max_size"):
-        Coalescer(Gate(), max_size=max_size)
-
-
-@pytest.mark.parametrize("max_in_flight", [0, -1])
-def test_no_group_in_flight_is_refused(max_in_flight: int) -> None:
-    with pytest.raises(InvalidSagaError, match="max_in_flight"):
-        Coalescer(Gate(), max_in_flight=max_in_flight)
+@pytest.mark.parametrize("name", ["max_size", "max_in_flight", "share"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_no_group_no_size_and_no_share_is_refused(name: str, value: int) -> None:
+    options: dict[str, Any] = {name: value}
+    with pytest.raises(InvalidSagaError, match=name):
+        Coalescer(Gate(), **options)
 
 
 def test_a_group_holds_each_key_once_is_sorted_by_key_and_keeps_the_order_of_one_key() -> None:
@@ -445,6 +441,72 @@ def test_what_exceeds_a_group_leaves_at_once_in_the_next_one() -> None:
         calls = await started(*(coalescer.call(item) for item in "abcdef"))
         await turns()
         assert gate.groups == [["a"], ["b", "c"], ["d", "e"]]
+        gate.let()
+        await asyncio.gather(*calls)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("calls", "groups"),
+    [
+        (8, [7]),  # too few for two groups
+        (9, [4, 4]),
+        (14, [7, 6]),
+        (25, [10, 10, 4]),  # two groups of the greatest size leave, and the rest waits
+    ],
+)
+def test_what_waits_is_shared_out_to_the_groups_that_may_leave(calls: int, groups: list[int]) -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        coalescer: Coalescer[int, Any] = Coalescer(gate, max_size=10, max_in_flight=3, share=4)
+        tasks = await started(*(coalescer.call(item) for item in range(calls)))
+        await turns()
+        gate.groups.pop(0)  # the first call went by itself
+        assert [len(group) for group in gate.groups] == groups[:2]
+        gate.let(1)
+        await turns()
+        assert [len(group) for group in gate.groups] == groups
+        gate.let()
+        assert await asyncio.gather(*tasks) == [("done", item) for item in range(calls)]
+
+    asyncio.run(scenario())
+
+
+def test_the_only_group_that_may_leave_takes_all_that_waits() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        coalescer: Coalescer[int, Any] = Coalescer(gate, max_in_flight=2, share=1)
+        calls = await started(*(coalescer.call(item) for item in range(2)))
+        await turns()
+        calls += await started(*(coalescer.call(item) for item in range(2, 9)))
+        await turns()
+        assert gate.groups == [[0], [1]]
+        gate.let(1)
+        await turns()
+        assert gate.groups == [[0], [1], [*range(2, 9)]]
+        gate.let()
+        await asyncio.gather(*calls)
+
+    asyncio.run(scenario())
+
+
+def test_callers_who_were_answered_and_call_again_are_taken_by_the_group_that_answered_them() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        coalescer: Coalescer[str, Any] = Coalescer(gate, max_in_flight=3)
+
+        async def twice(item: str) -> None:
+            await coalescer.call(item)
+            await coalescer.call(item * 2)
+
+        calls = await started(coalescer.call("a"), twice("b"), twice("c"))
+        await turns()
+        drainers = set(coalescer._drainers)
+        gate.let(2)
+        await gate.entered(3)
+        assert gate.groups == [["a"], ["b", "c"], ["bb", "cc"]]
+        assert coalescer._drainers <= drainers
         gate.let()
         await asyncio.gather(*calls)
 

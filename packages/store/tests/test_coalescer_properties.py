@@ -28,6 +28,7 @@ CALLS = st.lists(
     calls=CALLS,
     max_size=st.integers(1, 5),
     max_in_flight=st.integers(1, 3),
+    share=st.none() | st.integers(1, 6),
     keyed=st.booleans(),
     own_way=st.booleans(),
     turns=st.integers(0, 3),
@@ -36,6 +37,7 @@ def test_every_caller_gets_its_own_result_exactly_once_whatever_arrives_fails_or
     calls: list[tuple[int, str, int, int | None]],
     max_size: int,
     max_in_flight: int,
+    share: int | None,
     keyed: bool,
     own_way: bool,
     turns: int,
@@ -99,6 +101,7 @@ def test_every_caller_gets_its_own_result_exactly_once_whatever_arrives_fails_or
             max_size=max_size,
             key=(lambda item: item[2]) if keyed else None,
             max_in_flight=max_in_flight,
+            share=share,
             alone=run_alone if own_way else None,
         )
         arrived: list[int] = []

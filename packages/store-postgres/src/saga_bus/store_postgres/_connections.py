@@ -16,7 +16,7 @@ from saga_bus.store_postgres._errors import DRIVER_ERRORS, translated
 
 __all__ = ["Connections", "PoolSettings", "drop_broken", "is_usable"]
 
-# Each lane keeps a connection, six in all. A smaller pool than this keeps none, so that no operation starves.
+# Each lane keeps a connection, seven in all. A smaller pool than this keeps none, so that no operation starves.
 _LEAST_FOR_KEEPING = 8
 _CLOSE_TIMEOUT = 10.0
 

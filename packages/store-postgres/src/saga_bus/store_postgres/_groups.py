@@ -22,9 +22,11 @@ _KEYS: tuple[Key, ...] = ("saga_id", "correlation_id")
 # How a write in a group ended: True, an error, or None: it must be done alone, where it may wait.
 WriteOutcome = BaseException | bool | None
 
-# Two commits may be on their way at once: the server then writes them to its disk together.
-_WRITE_LANES = 2
-_READ_LANES = 1
+# Two groups of a kind: while the server works on one, the callers of the other go on; and two commits may be written
+# to its disk together. Of fewer calls than this, two groups cost more than they spare.
+_LANES = 2
+_READ_SHARE = 16
+_WRITE_SHARE = 8
 # A group is one JSONB value on its way, of which PostgreSQL takes 256 MB, in its own form.
 _GROUP_BYTES = 16 * 1024 * 1024
 
@@ -48,18 +50,28 @@ class Groups:
         self._statements = statements
         # A lone caller reads and writes on one lane, so that one process of the server is at work instead of two.
         self._lone = Lane(connections)
-        self._reading = Lanes(connections, _READ_LANES)
-        self._inserting = Lanes(connections, _WRITE_LANES)
-        self._updating = Lanes(connections, _WRITE_LANES)
+        self._reading = Lanes(connections, _LANES)
+        self._inserting = Lanes(connections, _LANES)
+        self._updating = Lanes(connections, _LANES)
         activity = Activity()
         self._reads: Coalescer[_Read, str | None] = Coalescer(
-            self._read, alone=self._read_alone, max_in_flight=_READ_LANES, activity=activity
+            self._read, alone=self._read_alone, max_in_flight=_LANES, share=_READ_SHARE, activity=activity
         )
         self._inserts: Coalescer[_Insert, WriteOutcome] = Coalescer(
-            self._insert, alone=self._insert_alone, max_in_flight=_WRITE_LANES, key=_key, activity=activity
+            self._insert,
+            alone=self._insert_alone,
+            max_in_flight=_LANES,
+            share=_WRITE_SHARE,
+            key=_key,
+            activity=activity,
         )
         self._updates: Coalescer[_Update, WriteOutcome] = Coalescer(
-            self._update, alone=self._update_alone, max_in_flight=_WRITE_LANES, key=_key, activity=activity
+            self._update,
+            alone=self._update_alone,
+            max_in_flight=_LANES,
+            share=_WRITE_SHARE,
+            key=_key,
+            activity=activity,
         )
 
     async def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -49,12 +50,15 @@ class Coalescer(Generic[ItemT, ResultT]):
             groups that lock rows in one order cannot deadlock. Calls of the same key run in the order of their
             arrival. Without it a group is in the order of arrival and may hold anything.
         max_in_flight: The most groups in flight. With more than one, ``run`` is called while it runs.
+        share: The fewest items that are worth a group of their own: what waits is shared out to the groups that may
+            leave, as long as each gets this many, so that the callers of one go on while the database is at work on
+            another. Without it a group takes all that waits.
         alone: Runs the item of a lone caller, instead of a group of one. It does not count as a group in flight, so
             groups pass it by: it may wait for a lock that a group must not wait for.
         activity: Shared by the coalescers of a store; without it only this one's calls tell who is alone.
 
     Raises:
-        InvalidSagaError: ``max_size`` or ``max_in_flight`` is less than 1.
+        InvalidSagaError: ``max_size``, ``max_in_flight`` or ``share`` is less than 1.
     """
 
     def __init__(
@@ -64,15 +68,17 @@ class Coalescer(Generic[ItemT, ResultT]):
         max_size: int = 128,
         key: Callable[[ItemT], Any] | None = None,
         max_in_flight: int = 1,
+        share: int | None = None,
         alone: Callable[[ItemT], Awaitable[ResultT]] | None = None,
         activity: Activity | None = None,
     ) -> None:
-        if max_size < 1:
-            raise InvalidSagaError(f"max_size must be at least 1, not {max_size}")
-        if max_in_flight < 1:
-            raise InvalidSagaError(f"max_in_flight must be at least 1, not {max_in_flight}")
+        share = max_size if share is None else share
+        for name, value in (("max_size", max_size), ("max_in_flight", max_in_flight), ("share", share)):
+            if value < 1:
+                raise InvalidSagaError(f"{name} must be at least 1, not {value}")
         self._run = run
         self._max_size = max_size
+        self._share = share
         self._key = key
         self._alone = alone
         self._max_in_flight = self._free = max_in_flight
@@ -80,7 +86,7 @@ class Coalescer(Generic[ItemT, ResultT]):
         self._waiting: deque[_Call[ItemT, ResultT]] = deque()
         self._keys: set[Any] = set()  # of what is in flight
         self._lone = False
-        self._starting = False  # a drainer was made that has not looked yet
+        self._looking = 0  # drainers that look in the next turn at what waits
         self._drainers: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
         self._joining: list[asyncio.Future[None]] = []
 
@@ -147,30 +153,35 @@ class Coalescer(Generic[ItemT, ResultT]):
     # -- groups --------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        """Have one more drainer look in the next turn, so that the other calls of this turn are there, too."""
-        if self._free and not self._starting:
+        """Have a drainer look in the next turn, so that the other calls of this turn are there, too."""
+        if self._free and not self._looking:
             self._free -= 1
-            self._starting = True
+            self._looking += 1
             drainer = asyncio.get_running_loop().create_task(self._drain())
             self._drainers.add(drainer)
             drainer.add_done_callback(self._drainers.discard)
 
     async def _drain(self) -> None:
-        self._starting = False
+        self._looking -= 1
         group: list[_Call[ItemT, ResultT]] = []
         try:
             while self._waiting:
-                self._fill(group)
+                size = self._next_size()
+                self._fill(group, size)
                 if not group:
                     break  # what waits goes on when the calls of its keys have landed
-                if self._waiting and len(group) == self._max_size:
+                if self._waiting and len(group) == size:
                     self._start()
                 outcomes = await self._outcomes([call.item for call in group])
                 for call, outcome in zip(group, outcomes, strict=True):
                     _settle(call.future, outcome)
                 self._land(group)
                 # The callers that were just answered get a turn, so that their next calls join the next group.
-                await asyncio.sleep(0)
+                self._looking += 1
+                try:
+                    await asyncio.sleep(0)
+                finally:
+                    self._looking -= 1
         except Exception as error:  # noqa: BLE001 - keys that cannot be compared, say; else the callers would hang
             for call in self._given_up(group):
                 _settle(call.future, error)
@@ -183,10 +194,14 @@ class Coalescer(Generic[ItemT, ResultT]):
             self._free += 1
             self._tell_joining()
 
-    def _fill(self, group: list[_Call[ItemT, ResultT]]) -> None:
+    def _next_size(self) -> int:
+        groups = max(1, min(self._free + 1, len(self._waiting) // self._share))
+        return min(self._max_size, math.ceil(len(self._waiting) / groups))
+
+    def _fill(self, group: list[_Call[ItemT, ResultT]], size: int) -> None:
         later: list[_Call[ItemT, ResultT]] = []
         try:
-            while self._waiting and len(group) < self._max_size:
+            while self._waiting and len(group) < size:
                 call = self._waiting[0]
                 taken = self._key is not None and call.key in self._keys
                 self._waiting.popleft()
