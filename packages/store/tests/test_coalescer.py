@@ -453,22 +453,36 @@ def test_what_exceeds_a_group_leaves_at_once_in_the_next_one() -> None:
         (8, [7]),  # too few for two groups
         (9, [4, 4]),
         (14, [7, 6]),
-        (25, [10, 10, 4]),  # two groups of the greatest size leave, and the rest waits
+        (25, [10, 10, 4]),
     ],
 )
-def test_what_waits_is_shared_out_to_the_groups_that_may_leave(calls: int, groups: list[int]) -> None:
+def test_two_groups_that_may_leave_take_half_each_of_what_waits(calls: int, groups: list[int]) -> None:
     async def scenario() -> None:
         gate = Gate()
-        coalescer: Coalescer[int, Any] = Coalescer(gate, max_size=10, max_in_flight=3, share=4)
+        coalescer: Coalescer[int, Any] = Coalescer(gate, max_size=10, max_in_flight=4, share=4)
         tasks = await started(*(coalescer.call(item) for item in range(calls)))
         await turns()
         gate.groups.pop(0)  # the first call went by itself
-        assert [len(group) for group in gate.groups] == groups[:2]
-        gate.let(1)
-        await turns()
         assert [len(group) for group in gate.groups] == groups
         gate.let()
         assert await asyncio.gather(*tasks) == [("done", item) for item in range(calls)]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("others", "groups"), [(3, [4, 4]), (4, [8])])
+def test_nothing_is_halved_while_enough_others_are_at_work(others: int, groups: list[int]) -> None:
+    async def scenario() -> None:
+        gate, other_gate, activity = Gate(), Gate(), Activity()
+        other: Coalescer[int, Any] = Coalescer(other_gate, activity=activity)
+        coalescer: Coalescer[int, Any] = Coalescer(gate, max_in_flight=3, share=2, activity=activity)
+        tasks = await started(*(other.call(item) for item in range(others)))
+        tasks += await started(*(coalescer.call(item) for item in range(8)))
+        await turns()
+        assert [len(group) for group in gate.groups] == groups
+        gate.let()
+        other_gate.let()
+        await asyncio.gather(*tasks)
 
     asyncio.run(scenario())
 

@@ -50,9 +50,9 @@ class Coalescer(Generic[ItemT, ResultT]):
             groups that lock rows in one order cannot deadlock. Calls of the same key run in the order of their
             arrival. Without it a group is in the order of arrival and may hold anything.
         max_in_flight: The most groups in flight. With more than one, ``run`` is called while it runs.
-        share: The fewest items that are worth a group of their own: what waits is shared out to the groups that may
-            leave, as long as each gets this many, so that the callers of one go on while the database is at work on
-            another. Without it a group takes all that waits.
+        share: The fewest items that are worth a group of their own. Where most of the calls in progress wait and two
+            groups may leave, each takes half of them, if that is so many: from then on the callers of one go on while
+            the database is at work on the other. Without it a group takes all that waits.
         alone: Runs the item of a lone caller, instead of a group of one. It does not count as a group in flight, so
             groups pass it by: it may wait for a lock that a group must not wait for.
         activity: Shared by the coalescers of a store; without it only this one's calls tell who is alone.
@@ -195,8 +195,10 @@ class Coalescer(Generic[ItemT, ResultT]):
             self._tell_joining()
 
     def _next_size(self) -> int:
-        groups = max(1, min(self._free + 1, len(self._waiting) // self._share))
-        return min(self._max_size, math.ceil(len(self._waiting) / groups))
+        waiting = len(self._waiting)
+        others = self._activity.calls - waiting  # once they are at work meanwhile, halves would only be more groups
+        halves = self._free and waiting >= 2 * self._share and waiting > 2 * others
+        return min(self._max_size, math.ceil(waiting / 2) if halves else waiting)
 
     def _fill(self, group: list[_Call[ItemT, ResultT]], size: int) -> None:
         later: list[_Call[ItemT, ResultT]] = []
