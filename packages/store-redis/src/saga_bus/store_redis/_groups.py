@@ -33,7 +33,8 @@ ResultT = TypeVar("ResultT")
 Outcome = bool | list[str]
 
 _IN_FLIGHT = 2  # while the server works on one group, the next one is packed
-_MOST = 32  # a larger group would leave nobody over for the next one
+_MOST = 64
+_SHARE = 8
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Outcome]).decode
@@ -54,13 +55,19 @@ class Groups:
         self._replication = replication
         activity = Activity()
         self._reads: Coalescer[Read, bytes | None] = Coalescer(
-            self._read, max_size=_MOST, max_in_flight=_IN_FLIGHT, alone=self._read_alone, activity=activity
+            self._read,
+            max_size=_MOST,
+            max_in_flight=_IN_FLIGHT,
+            share=_SHARE,
+            alone=self._read_alone,
+            activity=activity,
         )
         self._writes: Coalescer[Write, Outcome] = Coalescer(
             self._write,
             key=key_of,
             max_size=_MOST,
             max_in_flight=_IN_FLIGHT,
+            share=_SHARE,
             alone=self._write_alone,
             activity=activity,
         )
