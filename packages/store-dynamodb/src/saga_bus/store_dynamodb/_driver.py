@@ -10,8 +10,9 @@ from threading import Thread
 from typing import Any, TypeVar
 
 from saga_bus.store import OutcomeUnknownError, SagaStoreError, StoreClosedError
+from saga_bus.store.threads import report
 from saga_bus.store_dynamodb._errors import BOTO_ERRORS, Fate, fate_of, old_items, translated
-from saga_bus.store_dynamodb._threads import Threads, report
+from saga_bus.store_dynamodb._threads import Threads
 
 __all__ = ["Ask", "Driver", "RefusedError", "all_of"]
 

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, TypeVar
 from weakref import finalize
 
 from saga_bus.store import StoreClosedError
+from saga_bus.store.threads import fail, report, succeed
 
-__all__ = ["Threads", "report"]
+__all__ = ["Threads"]
 
 ResultT = TypeVar("ResultT")
 
@@ -83,21 +84,6 @@ class Threads:
         thread.start()
 
 
-def report(loop: asyncio.AbstractEventLoop, settle: Callable[..., None], *args: object) -> None:
-    """Call a function in an event loop, from another thread; if the loop is closed, nobody waits for it any more.
-
-    Args:
-        loop: The loop.
-        settle: The function.
-        *args: Its arguments.
-    """
-    try:
-        loop.call_soon_threadsafe(settle, *args)
-    except RuntimeError:
-        if not loop.is_closed():
-            raise
-
-
 def _work(jobs: SimpleQueue[_Job | None], idle: deque[None]) -> None:
     while (job := jobs.get()) is not None:
         settle, outcome = _done(job)
@@ -108,23 +94,13 @@ def _work(jobs: SimpleQueue[_Job | None], idle: deque[None]) -> None:
 
 def _done(job: _Job) -> tuple[Callable[..., None], Any]:
     if job.future.cancelled():
-        return _succeed, None
+        return succeed, None
     try:
-        return _succeed, job.work()
+        return succeed, job.work()
     except BaseException as error:  # noqa: BLE001 - it is raised to the caller
-        return _fail, error
+        return fail, error
 
 
 def _stop(jobs: SimpleQueue[_Job | None], threads: list[Thread]) -> None:
     for _ in threads:
         jobs.put(None)
-
-
-def _succeed(future: asyncio.Future[Any], result: Any) -> None:
-    if not future.done():
-        future.set_result(result)
-
-
-def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
-    if not future.done():
-        future.set_exception(error)

@@ -85,7 +85,8 @@ def _walk(saga_name: str, keys: Keys, letter: str, where: SagaFilter) -> _Walk:
     }[_MOMENT_OF[letter]]
     lower = f"[{letter}" if after is None else f"[{letter}{text_of_microseconds(microseconds(after) + 1)}"
     upper = f"({chr(ord(letter) + 1)}" if before is None else f"({letter}{text_of_moment(before)}"
-    return _Walk(saga_name, keys, letter, lower.encode(), upper.encode(), _conditions(where))
+    left_to_check = SagaFilter() if _is_covered(where, letter) else where
+    return _Walk(saga_name, keys, letter, lower.encode(), upper.encode(), _conditions(left_to_check))
 
 
 def _behind(walk: _Walk, after: CursorPosition) -> _Walk:

@@ -12,6 +12,7 @@ from typing import TypeVar
 from weakref import finalize
 
 from saga_bus.store import StoreClosedError
+from saga_bus.store.threads import fail, report, succeed
 
 __all__ = ["ConnectionThread"]
 
@@ -75,9 +76,9 @@ class ConnectionThread:
                 with self._lock:
                     result = work(self._open(prepared=prepared))
             except BaseException as error:  # noqa: BLE001 - it is raised to the caller
-                _report(loop, _fail, future, error)
+                report(loop, fail, future, error)
             else:
-                _report(loop, _succeed, future, result)
+                report(loop, succeed, future, result)
 
         if self._thread is None:
             self._thread = self._start()
@@ -97,7 +98,7 @@ class ConnectionThread:
             if self._owned and self._connection is not None:
                 self._connection.close()
             self._connection = None
-            _report(loop, _succeed, future, None)
+            report(loop, succeed, future, None)
 
         self._jobs.put(close_in_thread)
         self._jobs.put(None)
@@ -125,21 +126,3 @@ def _work(jobs: SimpleQueue[Job | None]) -> None:
     while (job := jobs.get()) is not None:
         job()
         del job  # or the last one would keep its store alive
-
-
-def _report(loop: asyncio.AbstractEventLoop, settle: Callable[..., None], *args: object) -> None:
-    try:
-        loop.call_soon_threadsafe(settle, *args)
-    except RuntimeError:
-        if not loop.is_closed():  # else nobody waits any more
-            raise
-
-
-def _succeed(future: asyncio.Future[ResultT], result: ResultT) -> None:
-    if not future.done():
-        future.set_result(result)
-
-
-def _fail(future: asyncio.Future[ResultT], error: BaseException) -> None:
-    if not future.done():
-        future.set_exception(error)

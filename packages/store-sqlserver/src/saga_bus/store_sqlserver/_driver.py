@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from weakref import finalize
 
 from saga_bus.store import StoreClosedError, StoreUnavailableError
+from saga_bus.store.threads import fail, report, succeed
 from saga_bus.store_sqlserver._sessions import Session
 
 __all__ = ["ConnectionPool"]
@@ -216,9 +217,9 @@ def _work(shared: _Shared) -> None:
             try:
                 result = place.do(job)
             except BaseException as error:  # noqa: BLE001 - it is raised to the caller
-                _report(job.loop, _fail, job.future, error)
+                report(job.loop, fail, job.future, error)
             else:
-                _report(job.loop, _succeed, job.future, result)
+                report(job.loop, succeed, job.future, result)
                 del result
         del job  # or the last one would keep its store alive
     place.close()
@@ -227,21 +228,3 @@ def _work(shared: _Shared) -> None:
 def _stop(shared: _Shared, threads: list[Thread]) -> None:
     for _ in threads:
         shared.jobs.put(None)
-
-
-def _report(loop: asyncio.AbstractEventLoop, settle: Callable[..., None], *args: object) -> None:
-    try:
-        loop.call_soon_threadsafe(settle, *args)
-    except RuntimeError:
-        if not loop.is_closed():  # else nobody waits any more
-            raise
-
-
-def _succeed(future: asyncio.Future[Any], result: Any) -> None:
-    if not future.done():
-        future.set_result(result)
-
-
-def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
-    if not future.done():
-        future.set_exception(error)
