@@ -10,7 +10,7 @@ from threading import Thread
 from typing import Any, TypeVar
 
 from saga_bus.store import OutcomeUnknownError, SagaStoreError, StoreClosedError
-from saga_bus.store.threads import report
+from saga_bus.store.threads import report, succeed
 from saga_bus.store_dynamodb._errors import BOTO_ERRORS, Fate, fate_of, old_items, translated
 from saga_bus.store_dynamodb._threads import Threads
 
@@ -81,17 +81,13 @@ class Driver:
     async def close(self) -> None:
         """Wait for the requests that are under way, and end the threads."""
         loop = asyncio.get_running_loop()
-        ended = loop.create_future()
-
-        def tell() -> None:
-            if not ended.done():  # its caller was cancelled
-                ended.set_result(None)
+        ended: asyncio.Future[None] = loop.create_future()
 
         def end() -> None:
             self._threads.join()
             if self._owned:
                 self._client.close()
-            report(loop, tell)
+            report(loop, succeed, ended, None)
 
         self._threads.stop()
         Thread(target=end, name="saga-bus-dynamodb-close").start()
