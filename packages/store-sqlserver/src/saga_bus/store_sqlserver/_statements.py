@@ -67,7 +67,8 @@ SET LOCK_TIMEOUT 50;
 {write};
 SET LOCK_TIMEOUT -1"""
 
-# A missing moment is an empty text, so that one plan serves all rows, and rows without an id only fill the group up.
+# A missing moment is an empty text, so that one plan serves all rows, and rows without an id only fill the group up. Under
+# most collations of databases a text of characters that they do not know, such as an emoji, equals the empty text.
 _INSERT_GROUP = """\
 INSERT INTO {table} (saga_name, saga_id, correlation_id, version, is_completed, created_at, updated_at,
                      outbox_pending, state, archived_at, timeout_expires_at)
@@ -78,7 +79,7 @@ FROM (VALUES
 {rows}
 ) AS given (saga_name, saga_id, correlation_id, version, is_completed, created_at, updated_at,
             outbox_pending, state, archived_at, timeout_expires_at)
-WHERE saga_id <> N''"""
+WHERE saga_id <> N'' COLLATE {collation}"""
 
 _UPDATE_GROUP = """\
 UPDATE {target}
@@ -183,7 +184,7 @@ class Statements:
 
     def _insert_group(self, size: int) -> Statement:
         """The inserts of ``size`` sagas."""
-        write = _INSERT_GROUP.format(table=self._table, rows=_rows(_INSERTED, size))
+        write = _INSERT_GROUP.format(table=self._table, rows=_rows(_INSERTED, size), collation=COLLATION)
         return Statement(_GROUP.format(write=write), _INSERTED * size)
 
     def _update_group(self, size: int, *, on_babelfish: bool) -> Statement:
