@@ -32,8 +32,8 @@ _READ_UNCOMMITTED = 1
 def warnings_about(place: Place, session: Session) -> list[str]:
     """Read from the database and say what puts its sagas at risk.
 
-    What a server does not tell (an older Babelfish lacks some columns, a login may lack the right to see) is passed over,
-    unless the question ended the caller's transaction.
+    What a server does not tell (Babelfish may lack a column, a login may lack the right to see) is passed over, unless
+    the question has ended the caller's transaction.
 
     Args:
         place: The table.

@@ -67,8 +67,9 @@ SET LOCK_TIMEOUT 50;
 {write};
 SET LOCK_TIMEOUT -1"""
 
-# A missing moment is an empty text, so that one plan serves all rows, and rows without an id only fill the group up. Under
-# most collations of databases a text of characters that they do not know, such as an emoji, equals the empty text.
+# A missing moment is an empty text, so that one plan serves all rows, and rows without an id only fill the group up.
+# Under a database's own collation a text of characters that it does not know, such as an emoji, can equal the empty
+# text, so it is not the one to compare ids by.
 _INSERT_GROUP = """\
 INSERT INTO {table} (saga_name, saga_id, correlation_id, version, is_completed, created_at, updated_at,
                      outbox_pending, state, archived_at, timeout_expires_at)
@@ -79,7 +80,7 @@ FROM (VALUES
 {rows}
 ) AS given (saga_name, saga_id, correlation_id, version, is_completed, created_at, updated_at,
             outbox_pending, state, archived_at, timeout_expires_at)
-WHERE saga_id <> N'' COLLATE {collation}"""
+WHERE saga_id COLLATE {collation} <> N''"""
 
 _UPDATE_GROUP = """\
 UPDATE {target}
