@@ -36,9 +36,9 @@ _DEADLOCK = 1205
 _READPAST_REFUSED = 650
 # Babelfish gives this number to each of PostgreSQL's errors that has none of SQL Server's.
 _BABELFISH_OTHER = 33557097
-# After these the server has rolled the whole transaction back. Babelfish does so after every error of no number
-# (contrib/babelfishpg_tsql/src/iterative_exec.c of babelfish_extensions, handle_error).
-_TRANSACTION_ENDED = frozenset({1205, 3960, 3961, 3966, 41301, 41302, 41305, 41325, _BABELFISH_OTHER})
+# After these the server has rolled the whole transaction back; 3609 and 3616 tell of one that ended in a trigger.
+# Babelfish does so after every error of no number (pull request 2401 of babelfish_extensions).
+_TRANSACTION_ENDED = frozenset({1205, 3609, 3616, 3960, 3961, 3966, 41301, 41302, 41305, 41325, _BABELFISH_OTHER})
 
 _Meaning = tuple[type[SagaStoreError], str]
 
