@@ -4,7 +4,7 @@ import asyncio
 import functools
 import subprocess
 import sys
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 from uuid import uuid4
@@ -18,7 +18,6 @@ from saga_bus.store import (
     DuplicateSagaError,
     OutcomeUnknownError,
     SagaFilter,
-    SagaMetadata,
     SagaState,
     SagaStoreError,
     SchemaError,
@@ -26,8 +25,8 @@ from saga_bus.store import (
 )
 from saga_bus.store_sqlserver import SqlServerSagaStore, create_schema, drop_schema
 from saga_bus.store_sqlserver._odbc import load
+from sqlserver_helpers import NAME, holding, is_babelfish, opened, state
 
-NAME = "FaultSaga"
 INSERT, UPDATE, SELECT = (word.encode("utf-16-le") for word in ("INSERT INTO", "UPDATE [", "SELECT state"))
 
 
@@ -46,37 +45,11 @@ def table(url):
     asyncio.run(drop_schema(url, table=name))
 
 
-def state(saga_id, version=0):
-    metadata = SagaMetadata.fresh(saga_id)
-    for _ in range(version):
-        metadata = metadata.next()
-    return SagaState(metadata=metadata)
-
-
 def changed(url, *, netloc=None, **options):
     """The URL with other options, or with another host."""
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query)) | options
     return parts._replace(netloc=netloc or parts.netloc, query=urlencode(query, quote_via=quote)).geturl()
-
-
-@asynccontextmanager
-async def opened(url, table, *saga_ids, **options):
-    async with SqlServerSagaStore(url, table=table, state_types={NAME: SagaState}, **options) as store:
-        await store.create_schema()
-        for saga_id in saga_ids:
-            await store.insert(NAME, f"order-{saga_id}", state(saga_id))
-        yield store
-
-
-@contextmanager
-def holding(url, table, saga_id):
-    """Somebody else's transaction that has changed a saga."""
-    with connected(url) as connection:
-        connection.autocommit = False
-        connection.execute(f"UPDATE {table} SET is_completed = is_completed WHERE saga_id = ?", saga_id)
-        yield connection
-        connection.rollback()
 
 
 def test_a_write_to_a_locked_saga_ends_with_its_timeout(url, table):
@@ -233,6 +206,9 @@ def test_ten_processes_create_the_schema_at_once(url, table):
 
 @pytest.mark.parametrize("name", ["order", "Mixed Case", "it's ]quoted[", "{brackets}?", "n" * 60])
 def test_odd_names(url, name):
+    if "]" in name and is_babelfish(url):
+        pytest.skip("Babelfish takes no such name")
+
     async def run():
         async with opened(url, name, "a") as store:
             try:

@@ -109,14 +109,17 @@ def test_a_duplicate_leaves_the_connection_of_use(caller, endpoint):
     assert "DELETE FROM" in server.requests[-1]
 
 
-@pytest.mark.parametrize(("number", "severity"), [(1205, 13), (3960, 16)])
-def test_a_transaction_that_the_server_ended_takes_nothing_more(caller, endpoint, number, severity):
+@pytest.mark.parametrize(
+    ("number", "severity", "text"),
+    [(1205, 13, "Rolled back."), (3960, 16, "Rolled back."), (33557097, 16, "canceling statement due to lock timeout")],
+)
+def test_a_transaction_that_the_server_ended_takes_nothing_more(caller, endpoint, number, severity, text):
     """The driver would begin another one by itself, and the caller would commit half of what he wrote."""
 
     def answer(sql):
         if "@@TRANCOUNT" in sql:
             return endpoint.numbers("transactions", 1)
-        return endpoint.error(number, "Rolled back.", severity=severity)
+        return endpoint.error(number, text, severity=severity)
 
     server, connection = caller(answer)
 

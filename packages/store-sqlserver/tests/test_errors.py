@@ -21,7 +21,14 @@ from saga_bus.store import (
     StoreUnavailableError,
 )
 from saga_bus.store_sqlserver import SqlServerSagaStore
-from saga_bus.store_sqlserver._errors import error_numbers, lost_connection, scrubbed, translated, writing
+from saga_bus.store_sqlserver._errors import (
+    ends_transaction,
+    error_numbers,
+    lost_connection,
+    scrubbed,
+    translated,
+    writing,
+)
 
 OTHERS = [
     (1205, 13, StoreUnavailableError, "deadlock"),
@@ -292,6 +299,24 @@ def test_a_deadlock_is_known_to_be_rolled_back(made):
     error = made("40001", "[40001] [M][SQL Server]Deadlock victim. (1205) (SQLExecute)")
     assert not lost_connection(error)
     assert type(writing(error)) is StoreUnavailableError
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        (
+            "[42000] [M][SQL Server]No more. (50000) (SQLExecute); [M][SQL Server]Ended in the trigger. (3609)",
+            True,
+        ),
+        ("[42000] [M][SQL Server]An error was raised during trigger execution. (3616) (SQLExecute)", True),
+        ("[42000] [M][SQL Server]canceling statement due to lock timeout (33557097) (SQLExecute)", True),
+        ("[HYT00] [M][SQL Server]Lock request time out period exceeded. (1222) (SQLExecute)", False),
+        ("[23000] [M][SQL Server]Violation of PRIMARY KEY constraint. (2627) (SQLExecute)", False),
+        ("[23000] [M][SQL Server]The statement conflicted with the CHECK constraint. (547) (SQLExecute)", False),
+    ],
+)
+def test_errors_that_end_the_whole_transaction(made, text, ends):
+    assert ends_transaction(made("42000", text)) == ends
 
 
 def test_passwords_are_taken_out_in_every_form(made):

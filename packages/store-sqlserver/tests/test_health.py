@@ -1,5 +1,10 @@
 """What a ping warns about, from what the server tells."""
 
+from types import SimpleNamespace
+
+import pytest
+
+from saga_bus.store import SagaStoreError
 from saga_bus.store_sqlserver import _health
 from saga_bus.store_sqlserver._schema import Place
 
@@ -34,3 +39,26 @@ def test_each_setting_that_puts_sagas_at_risk():
     assert "READ UNCOMMITTED" in warnings(level=1)[0]
     (warning,) = warnings(collations=[("correlation_id", "SQL_Latin1_General_CP1_CI_AS")])
     assert "correlation_id" in warning
+
+
+@pytest.mark.parametrize(
+    ("number", "autocommit", "ends"), [(33557097, False, True), (33557097, True, False), (207, False, False)]
+)
+def test_a_question_that_ends_the_callers_transaction_is_an_error(number, autocommit, ends):
+    """Babelfish undoes the whole transaction after an error that has no number of SQL Server's."""
+
+    class Refusing(Told):
+        connection = SimpleNamespace(autocommit=autocommit)
+
+        def read(self, statement, parameters=()):
+            if statement is _health._DATABASE:
+                raise SagaStoreError("refused") from Exception("42000", f"[42000] No. ({number}) (SQLExecDirectW)")
+            return super().read(statement, parameters)
+
+    session = Refusing(_SESSION=[(1,)], _COLLATIONS=[])
+    if ends:
+        with pytest.raises(SagaStoreError, match="refused"):
+            _health.warnings_about(Place("saga_instances", "dbo"), session)
+    else:
+        (warning,) = _health.warnings_about(Place("saga_instances", "dbo"), session)
+        assert "READ UNCOMMITTED" in warning

@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -14,7 +13,6 @@ from saga_bus.store import (
     ConcurrencyError,
     DuplicateSagaError,
     SagaFilter,
-    SagaMetadata,
     SagaNotFoundError,
     SagaRow,
     SagaState,
@@ -22,8 +20,8 @@ from saga_bus.store import (
 from saga_bus.store_sqlserver import SqlServerSagaStore, drop_schema
 from saga_bus.store_sqlserver._location import parse_location
 from saga_bus.store_sqlserver._odbc import load
+from sqlserver_helpers import NAME, holding, is_babelfish, opened, state
 
-NAME = "GroupSaga"
 SCANS = ("Index Scan", "Clustered Index Scan", "Table Scan")
 
 
@@ -37,22 +35,6 @@ def table(url):
     name = f"t_{uuid4().hex[:12]}"
     yield name
     asyncio.run(drop_schema(url, table=name))
-
-
-def state(saga_id, version=0):
-    metadata = SagaMetadata.fresh(saga_id)
-    for _ in range(version):
-        metadata = metadata.next()
-    return SagaState(metadata=metadata)
-
-
-@asynccontextmanager
-async def opened(url, table, *saga_ids, **options):
-    async with SqlServerSagaStore(url, table=table, state_types={NAME: SagaState}, **options) as store:
-        await store.create_schema()
-        for saga_id in saga_ids:
-            await store.insert(NAME, f"order-{saga_id}", state(saga_id))
-        yield store
 
 
 async def following(store, ids):
@@ -75,27 +57,12 @@ def watched(groups):
     return told
 
 
-def is_babelfish(url):
-    with connected(url) as connection:
-        return bool(connection.execute("SELECT CAST(SERVERPROPERTY('Babelfish') AS INT)").fetchval())
-
-
 async def all_but(locked, tasks):
     """Wait for the others, and see that this one still waits."""
     done, _ = await asyncio.wait([task for key, task in tasks.items() if key != locked], timeout=10)
     assert len(done) == len(tasks) - 1
     assert not tasks[locked].done()
     return [task.result() for task in done]
-
-
-@contextmanager
-def holding(url, table, saga_id):
-    """Somebody else's transaction that has changed a saga."""
-    with connected(url) as connection:
-        connection.autocommit = False
-        connection.execute(f"UPDATE {table} SET is_completed = is_completed WHERE saga_id = ?", saga_id)
-        yield connection
-        connection.rollback()
 
 
 @pytest.mark.parametrize("locked", ["id-0", "id-7"])  # the one is read alone, the other in a group
@@ -238,6 +205,16 @@ def test_each_insert_of_a_group_has_its_own_outcome(url, table):
             more = [store.insert(NAME, f"more-{number}", state(f"more-{number}")) for number in range(20)]
             await asyncio.gather(*more)
             assert told == [True] * 19
+
+    asyncio.run(run())
+
+
+def test_a_group_inserts_ids_that_the_databases_collation_may_not_tell_from_none(url, table):
+    async def run():
+        ids = ["plain", "😀", "⭐", "㴆", "😀⭐", " ", "\N{ETHIOPIC SYLLABLE HA}"]
+        async with opened(url, table) as store:
+            await asyncio.gather(*(store.insert(NAME, f"order-{key}", state(key)) for key in ids))
+            assert [(await store.get_by_id(NAME, key)).metadata.saga_id for key in ids] == ids
 
     asyncio.run(run())
 

@@ -189,6 +189,11 @@ def test_a_group_of_updates_seeks_each_row_and_passes_over_locked_ones():
     assert not re.search("JOIN|WITH|OPTION", sql.update_group(2, on_babelfish=True).sql)
 
 
+def test_a_group_of_inserts_tells_an_id_of_unknown_characters_from_none():
+    """Most collations of databases have no weight for an emoji, so that it equals the empty text."""
+    assert Statements(PLACES[0]).insert_group(2).sql.count("WHERE saga_id COLLATE Latin1_General_100_BIN2 <> N''") == 1
+
+
 @pytest.mark.parametrize("on_babelfish", [False, True])
 def test_a_group_of_updates_sets_what_a_single_one_sets(on_babelfish):
     sql = Statements(PLACES[0])

@@ -34,8 +34,11 @@ _DUPLICATES = frozenset({2601, 2627})
 _CHECK_VIOLATION = 547
 _DEADLOCK = 1205
 _READPAST_REFUSED = 650
-# After these the server has rolled the whole transaction back.
-_TRANSACTION_ENDED = frozenset({1205, 3960, 3961, 3966, 41301, 41302, 41305, 41325})
+# Babelfish gives this number to each of PostgreSQL's errors that has none of SQL Server's.
+_BABELFISH_OTHER = 33557097
+# After these the server has rolled the whole transaction back; 3609 and 3616 tell of one that ended in a trigger.
+# Babelfish does so after every error of no number (pull request 2401 of babelfish_extensions).
+_TRANSACTION_ENDED = frozenset({1205, 3609, 3616, 3960, 3961, 3966, 41301, 41302, 41305, 41325, _BABELFISH_OTHER})
 
 _Meaning = tuple[type[SagaStoreError], str]
 
@@ -137,9 +140,8 @@ _BY_SQLSTATE: dict[str, _Meaning] = {
     "IM002": (SagaStoreError, "there is no such ODBC driver or data source on this machine"),
     "IM003": (SagaStoreError, "the ODBC driver cannot be loaded"),
 }
-# Babelfish gives this number to each of PostgreSQL's errors that has none of SQL Server's; then its text tells
-# (contrib/babelfishpg_tds/error_mapping.txt of babelfish_extensions has those that have one).
-_BABELFISH_OTHER = 33557097
+# What Babelfish's errors of no number mean, their text tells (contrib/babelfishpg_tds/error_mapping.txt of
+# babelfish_extensions has those that have one).
 _BY_BABELFISH_TEXT: tuple[tuple[re.Pattern[str], _Meaning], ...] = (
     (re.compile(r"could not serialize access"), (_RETRY, "the transaction could not be serialized")),
     (re.compile(r"due to lock timeout"), (_RETRY, "another transaction held the lock for the whole lock timeout")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from saga_bus.store import SagaStoreError
+from saga_bus.store_sqlserver._errors import ends_transaction
 from saga_bus.store_sqlserver._schema import KEY_COLUMNS, Place
 from saga_bus.store_sqlserver._sessions import Session
 from saga_bus.store_sqlserver._values import IDENTIFIER, Statement
@@ -31,7 +32,8 @@ _READ_UNCOMMITTED = 1
 def warnings_about(place: Place, session: Session) -> list[str]:
     """Read from the database and say what puts its sagas at risk.
 
-    What a server does not tell (Babelfish lacks some columns, a login may lack the right to see) is passed over.
+    What a server does not tell (Babelfish may lack a column, a login may lack the right to see) is passed over, unless
+    the question has ended the caller's transaction.
 
     Args:
         place: The table.
@@ -58,7 +60,8 @@ def warnings_about(place: Place, session: Session) -> list[str]:
 def _told(session: Session, statement: Statement, *parameters: str) -> list[tuple[Any, ...]]:
     try:
         return session.read(statement, parameters)
-    except SagaStoreError:
-        if session.is_lost:
+    except SagaStoreError as error:
+        is_in_transaction = not session.connection.autocommit
+        if session.is_lost or (is_in_transaction and error.__cause__ is not None and ends_transaction(error.__cause__)):
             raise
         return []

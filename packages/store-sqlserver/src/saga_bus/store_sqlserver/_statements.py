@@ -68,6 +68,8 @@ SET LOCK_TIMEOUT 50;
 SET LOCK_TIMEOUT -1"""
 
 # A missing moment is an empty text, so that one plan serves all rows, and rows without an id only fill the group up.
+# Under a database's own collation a text of characters that it does not know, such as an emoji, can equal the empty
+# text, so it is not the one to compare ids by.
 _INSERT_GROUP = """\
 INSERT INTO {table} (saga_name, saga_id, correlation_id, version, is_completed, created_at, updated_at,
                      outbox_pending, state, archived_at, timeout_expires_at)
@@ -78,7 +80,7 @@ FROM (VALUES
 {rows}
 ) AS given (saga_name, saga_id, correlation_id, version, is_completed, created_at, updated_at,
             outbox_pending, state, archived_at, timeout_expires_at)
-WHERE saga_id <> N''"""
+WHERE saga_id COLLATE {collation} <> N''"""
 
 _UPDATE_GROUP = """\
 UPDATE {target}
@@ -183,7 +185,7 @@ class Statements:
 
     def _insert_group(self, size: int) -> Statement:
         """The inserts of ``size`` sagas."""
-        write = _INSERT_GROUP.format(table=self._table, rows=_rows(_INSERTED, size))
+        write = _INSERT_GROUP.format(table=self._table, rows=_rows(_INSERTED, size), collation=COLLATION)
         return Statement(_GROUP.format(write=write), _INSERTED * size)
 
     def _update_group(self, size: int, *, on_babelfish: bool) -> Statement:
