@@ -25,7 +25,8 @@ WriteOutcome = BaseException | bool | None
 # Two groups of a kind: while the server works on one, the callers of the other go on; and two commits may be written
 # to its disk together. Of fewer calls than this, two groups cost more than they spare.
 _LANES = 2
-_SHARE = 8
+_READ_SHARE = 4
+_WRITE_SHARE = 8
 # A group is one JSONB value on its way, of which PostgreSQL takes 256 MB, in its own form.
 _GROUP_BYTES = 16 * 1024 * 1024
 
@@ -54,13 +55,13 @@ class Groups:
         self._updating = Lanes(connections, _LANES)
         activity = Activity()
         self._reads: Coalescer[_Read, str | None] = Coalescer(
-            self._read, alone=self._read_alone, max_in_flight=_LANES, share=_SHARE, activity=activity
+            self._read, alone=self._read_alone, max_in_flight=_LANES, share=_READ_SHARE, activity=activity
         )
         self._inserts: Coalescer[_Insert, WriteOutcome] = Coalescer(
             self._insert,
             alone=self._insert_alone,
             max_in_flight=_LANES,
-            share=_SHARE,
+            share=_WRITE_SHARE,
             key=_key,
             activity=activity,
         )
@@ -68,7 +69,7 @@ class Groups:
             self._update,
             alone=self._update_alone,
             max_in_flight=_LANES,
-            share=_SHARE,
+            share=_WRITE_SHARE,
             key=_key,
             activity=activity,
         )
