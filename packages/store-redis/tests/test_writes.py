@@ -417,7 +417,7 @@ def test_pending_outboxes_are_found_stalest_first_without_looking_at_other_sagas
                 client.config_resetstat()
                 page = await store.find(where, limit=2)
                 done = client.info("commandstats")
-                assert "cmdstat_getrange" not in done  # the index says it all, so no saga is looked at before it is read
+                assert "cmdstat_getrange" not in done  # the index says it all: no saga is looked at and then read
                 assert 2 <= done["cmdstat_get"]["calls"] <= 3
             assert [record.correlation_id for record in page.items] == ["busy-2", "busy-0"]
             rest = await store.find(where, limit=2, cursor=page.cursor)
