@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import unicodedata
 from collections.abc import Callable
 from fnmatch import fnmatchcase
@@ -37,6 +38,19 @@ class AccentsIgnored(KeyingStore):
 
     def id_key(self, saga_id: str) -> str:
         return saga_id.translate({ord("é"): "e"})
+
+
+def weighing(text: str) -> str:
+    """What a collation sees of a text that knows nothing beyond the first 65,536 characters."""
+    return "".join(char for char in text if char <= "\uffff")
+
+
+@fails("identifiers_ids_compare_exactly", says="before its insert (characters without weight in old collations)")
+class IdsWithoutNewCharacters(KeyingStore):
+    """Characters that the collation does not know do not count in ids."""
+
+    def id_key(self, saga_id: str) -> str:
+        return weighing(saga_id)
 
 
 @fails("insert_accepts_the_longest_keys", says="is taken")
@@ -156,3 +170,34 @@ class NullIsAnything(InMemorySagaStore[Any]):
             found = matching(self, saga_name, lambda _: True)
             saga_id = found[0] if found else saga_id
         return await super()._get_by_id(saga_name, saga_id)
+
+
+class _Grouping(InMemorySagaStore[Any]):
+    """Knows of a write whether others are made at the same time."""
+
+    writing = 0
+
+    async def together(self) -> bool:
+        self.writing += 1
+        await asyncio.sleep(0)
+        self.writing -= 1
+        return self.writing > 0
+
+
+@fails("identifiers_odd_ids_at_once", says="after inserts at once: the saga is not there")
+class GroupsTakeUnknownIdsForNone(_Grouping):
+    """A group of inserts takes an id of characters that the collation does not know for an empty place."""
+
+    async def _insert(self, row: SagaRow, correlation_id: str) -> None:
+        if weighing(row.saga_id) or not await self.together():
+            await super()._insert(row, correlation_id)
+
+
+@fails("identifiers_odd_ids_at_once", says="after updates at once")
+class GroupsOfUpdatesTrimIds(_Grouping):
+    """A group of updates finds its sagas by ids without their trailing blanks."""
+
+    async def _update(self, row: SagaRow, expected_version: int) -> None:
+        if await self.together() and row.saga_id != row.saga_id.rstrip():
+            return
+        await super()._update(row, expected_version)

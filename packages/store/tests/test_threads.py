@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from threading import Thread
 
 import pytest
@@ -10,8 +11,8 @@ import pytest
 from saga_bus.store.threads import fail, report, succeed
 
 
-def in_a_thread(function: object, *args: object) -> None:
-    thread = Thread(target=function, args=args)  # type: ignore[arg-type]
+def in_a_thread(function: Callable[..., object], *args: object) -> None:
+    thread = Thread(target=function, args=args)
     thread.start()
     thread.join()
 
@@ -53,12 +54,12 @@ def test_a_closed_loop_is_told_nothing() -> None:
     assert not future.done()
 
 
-def test_any_other_error_of_the_loop_is_raised() -> None:
-    class Odd(asyncio.SelectorEventLoop):
-        def call_soon_threadsafe(self, *_: object, **__: object) -> asyncio.Handle:  # type: ignore[override]
-            raise RuntimeError("odd")
+def test_any_other_error_of_the_loop_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("odd")
 
-    loop = Odd()
+    loop = asyncio.new_event_loop()
+    monkeypatch.setattr(loop, "call_soon_threadsafe", refuse)
     try:
         with pytest.raises(RuntimeError, match="odd"):
             report(loop, print)

@@ -23,7 +23,7 @@ _KEYS: tuple[Key, ...] = ("saga_id", "correlation_id")
 WriteOutcome = BaseException | bool | None
 
 # Two groups of a kind: while the server works on one, the callers of the other go on; and two commits may be written
-# to its disk together. Of fewer calls than this, two groups cost more than they spare.
+# to its disk together. Halves of fewer calls than the shares cost more than they spare.
 _LANES = 2
 _READ_SHARE = 4
 _WRITE_SHARE = 8

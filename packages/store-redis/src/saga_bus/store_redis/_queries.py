@@ -24,7 +24,7 @@ _MOMENT_OF = {"n": _CREATED, "f": _CREATED, "r": _UPDATED, "c": _UPDATED, "o": _
 
 
 class _Walk(NamedTuple):
-    """A part of the index of one saga type: a letter, the bounds of what follows it, and what to look for in it."""
+    """A part of the index of one saga type: a letter, the bounds of what follows it, and what they leave to check."""
 
     saga_name: str
     keys: Keys
@@ -191,9 +191,8 @@ async def count_sagas(route: Route, types: Sequence[tuple[str, Keys]], where: Sa
         types: The saga types to look at, and their keys.
         where: Which sagas.
     """
-    letters = _letters_to_count(where)
-    walks = [_walk(name, keys, letter, where) for name, keys in types for letter in letters]
-    if all(_is_covered(where, letter) for letter in letters):
+    walks = [_walk(name, keys, letter, where) for name, keys in types for letter in _letters_to_count(where)]
+    if not any(condition for walk in walks for condition in walk.conditions):
         return sum(await asyncio.gather(*(_count_members(route, walk) for walk in walks)))
     return sum(await asyncio.gather(*(_count_one_by_one(route, walk) for walk in walks)))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import permutations
+import asyncio
+from itertools import chain, permutations
 
 from saga_bus.store.conformance import expect
 from saga_bus.store.conformance.kit import Kit, case
@@ -19,6 +20,15 @@ LOOKALIKES = {
     "compatibility (NFKC)": ("\ufb01x", "fix", "\uff46ix"),
     "trailing blanks": ("order", "order ", "order  ", "order\t", "order\n", "order\u00a0"),
     "leading blanks": ("order", " order", "\torder"),
+    "characters without weight in old collations": (
+        "order",
+        "order\U0001f600",
+        "order\u2b50",
+        "\U0001f600",
+        "\U0001f601",
+        "\u2b50",
+        "\u1200",
+    ),
     "invisible characters": ("order", "or\u200bder", "or\u00adder", "\ufefforder"),
     "numbers": ("1", "01", "1.0", "1e0", "+1", "\u0661"),
     "wildcards": ("order%", "order_", "order*", "order?", "orderX"),
@@ -162,3 +172,25 @@ async def metacharacters_are_text(kit: Kit) -> None:
         await store.delete(MAIN, text)
         await kit.lacks(text, text, f"the keys {text!r} after the delete")
         await kit.holds("bystander", bystander, f"another saga after a delete of {text!r}")
+
+
+@case()
+async def odd_ids_at_once(kit: Kit) -> None:
+    """Calls of odd ids that are made at the same time, and may leave together, each reach their own saga."""
+    store = await kit.store()
+    states = {
+        text: new_state(text, metadata=SagaMetadata.fresh(text)) for text in chain(*LOOKALIKES.values(), METACHARACTERS)
+    }
+
+    async def each_is_there(when: str) -> None:
+        by_id = await asyncio.gather(*(store.get_by_id(MAIN, text) for text in states))
+        by_correlation_id = await asyncio.gather(*(store.get_by_correlation_id(MAIN, text) for text in states))
+        for state, *found in zip(states.values(), by_id, by_correlation_id, strict=True):
+            for one in found:
+                expect.same_state(one, state, f"the keys {state.note!r} after {when} at once")
+
+    await asyncio.gather(*(store.insert(MAIN, text, state) for text, state in states.items()))
+    await each_is_there("inserts")
+    states = {text: follow(state, count=state.count + 1) for text, state in states.items()}
+    await asyncio.gather(*(store.update(MAIN, state, 0) for state in states.values()))
+    await each_is_there("updates")
