@@ -13,8 +13,9 @@ from botocore.config import Config
 
 from faults.load import Load, verify
 from faults.proxy import Proxy
-from providers import UnavailableError, required_backends
+from providers import UnavailableError
 from providers.dynamodb import connected, endpoint_of, private_dynamodb, url_of
+from providers.skipping import skip_unless_required
 from saga_bus.store import (
     DuplicateSagaError,
     OutcomeUnknownError,
@@ -189,9 +190,7 @@ def server():
         with private_dynamodb(on_disk=True) as started:
             yield started
     except UnavailableError as error:
-        if "dynamodb" in required_backends():
-            pytest.fail(f"SAGA_TEST_REQUIRE names dynamodb: {error}")
-        pytest.skip(str(error))
+        skip_unless_required("dynamodb", str(error))
 
 
 def test_a_server_killed_under_load(server, tmp_path):

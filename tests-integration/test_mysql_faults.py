@@ -11,8 +11,9 @@ import pytest
 
 from faults.load import Load, verify
 from faults.proxy import Proxy
-from providers import UnavailableError, required_backends
+from providers import UnavailableError
 from providers.mysql import execute, private_server
+from providers.skipping import skip_unless_required
 from saga_bus.store import (
     DuplicateSagaError,
     OutcomeUnknownError,
@@ -185,9 +186,7 @@ def server():
         with private_server() as started:
             yield started
     except UnavailableError as error:
-        if "mysql" in required_backends():
-            pytest.fail(f"SAGA_TEST_REQUIRE names mysql: {error}")
-        pytest.skip(str(error))
+        skip_unless_required("mysql", str(error))
 
 
 def test_a_server_killed_under_load(server, tmp_path):

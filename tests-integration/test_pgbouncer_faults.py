@@ -11,9 +11,10 @@ import pytest
 
 from faults.load import Load, verify
 from postgres_helpers import SAGA, OrderState, connected, follow, new_table, store_on
-from providers import UnavailableError, required_backends
+from providers import UnavailableError
 from providers.pgbouncer import PrivatePgBouncer
 from providers.postgres import PrivatePostgres
+from providers.skipping import skip_unless_required
 from saga_bus.store import SagaFilter, SagaStoreError, StoreUnavailableError
 from saga_bus.store_postgres import PostgresSagaStore
 
@@ -33,9 +34,7 @@ def servers():
         pooler.start()
         yield private, pooler
     except UnavailableError as error:
-        if "postgres" in required_backends():
-            pytest.fail(f"SAGA_TEST_REQUIRE names postgres: {error}")
-        pytest.skip(str(error))
+        skip_unless_required("postgres", str(error))
     finally:
         for started in (pooler, private):
             if started is not None:

@@ -12,8 +12,9 @@ import pytest
 from faults.load import Load, verify
 from faults.proxy import Proxy
 from postgres_helpers import SAGA, OrderState, connected, follow, new_table, store_on
-from providers import UnavailableError, required_backends
+from providers import UnavailableError
 from providers.postgres import PrivatePostgres
+from providers.skipping import skip_unless_required
 from saga_bus.store import ConcurrencyError, DuplicateSagaError, OutcomeUnknownError, SagaFilter, StoreUnavailableError
 from saga_bus.store_postgres import PostgresSagaStore
 
@@ -24,9 +25,7 @@ def server():
     try:
         private = PrivatePostgres()
     except UnavailableError as error:
-        if "postgres" in required_backends():
-            pytest.fail(f"SAGA_TEST_REQUIRE names postgres: {error}")
-        pytest.skip(str(error))
+        skip_unless_required("postgres", str(error))
     try:
         private.start()
         yield private

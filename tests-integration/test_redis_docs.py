@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from providers import UnavailableError, required_backends
+from providers import UnavailableError
 from providers.redis import private_redis
+from providers.skipping import skip_unless_required
 from test_docs import blocks
 from tools.workspace import ROOT
 
@@ -21,9 +22,7 @@ def server():
         with private_redis() as started:
             yield started
     except UnavailableError as error:
-        if "redis" in required_backends():
-            pytest.fail(f"SAGA_TEST_REQUIRE names redis: {error}")
-        pytest.skip(str(error))
+        skip_unless_required("redis", str(error))
 
 
 def run_examples(page, url, folder):

@@ -13,8 +13,9 @@ from redis.asyncio import Redis
 from faults.job import SAGA_NAME
 from faults.load import Load, verify
 from faults.proxy import Proxy
-from providers import UnavailableError, required_backends
+from providers import UnavailableError
 from providers.redis import DURABLE, cluster, connected, private_redis, sentinel
+from providers.skipping import skip_unless_required
 from redis_helpers import NAME, following, state, store_on
 from saga_bus.store import DuplicateSagaError, OutcomeUnknownError, SagaFilter, SagaState, StoreUnavailableError
 from saga_bus.store_redis import RedisSagaStore, create_schema
@@ -165,12 +166,6 @@ def test_a_network_that_drops_everything(url, prefix):
     asyncio.run(run())
 
 
-def or_skip(error):
-    if "redis" in required_backends():
-        pytest.fail(f"SAGA_TEST_REQUIRE names redis: {error}")
-    pytest.skip(str(error))
-
-
 def opener_of(url, **options):
     return functools.partial(RedisSagaStore, url, prefix="load", command_timeout=10.0, connect_timeout=3.0, **options)
 
@@ -207,7 +202,7 @@ def test_a_server_killed_under_load(tmp_path):
                 load.stop()
                 verdict = asyncio.run(judge(load, opener, cuts=2))
     except UnavailableError as error:
-        or_skip(error)
+        skip_unless_required("redis", str(error))
     assert verdict.acknowledged >= 900
     assert verdict.sagas == 3 * 8 * 2 + 2
 
@@ -227,7 +222,7 @@ def test_a_failover_under_load(tmp_path):
                 load.stop()
                 verdict = asyncio.run(judge(load, opener, cuts=10_000))  # no replica: no write is certain meanwhile
     except UnavailableError as error:
-        or_skip(error)
+        skip_unless_required("redis", str(error))
     assert verdict.acknowledged >= 400
 
 
@@ -255,7 +250,7 @@ def test_a_slot_that_moves_and_a_node_that_dies_under_load(tmp_path):
                 load.stop()
                 verdict = asyncio.run(judge(load, opener, cuts=1))
     except UnavailableError as error:
-        or_skip(error)
+        skip_unless_required("redis", str(error))
     assert verdict.acknowledged >= 500
     assert verdict.sagas == 2 * 8 * 2 + 2
 
@@ -281,4 +276,4 @@ def test_a_killed_server_keeps_what_was_acknowledged_even_if_nobody_writes_again
             with connected(server.url) as client:
                 assert client.dbsize() == 402
     except UnavailableError as error:
-        or_skip(error)
+        skip_unless_required("redis", str(error))

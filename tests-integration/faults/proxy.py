@@ -28,6 +28,7 @@ class _Link:
         self.server = server
         self.answer_is_due = False  # its answer is to be thrown away, and the connection with it
         self.tail = b""  # of what the client sent: the bytes looked for may come in two chunks
+        self.is_answered = True  # since the client last sent something
 
     def cut(self) -> None:
         for writer in (self.client, self.server):
@@ -51,6 +52,10 @@ class Proxy:
     Args:
         host: The server's host.
         port: The server's port.
+
+    Attributes:
+        accepted: How many connections were made.
+        turns: How many round trips began: what a client sends before it has an answer is one of them.
     """
 
     host = "127.0.0.1"
@@ -67,6 +72,7 @@ class Proxy:
         self._fired = asyncio.Event()
         self.port = 0
         self.accepted = 0
+        self.turns = 0
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, self.host, 0)
@@ -181,6 +187,9 @@ class Proxy:
     async def _request(self, link: _Link, chunk: bytes) -> bool:
         seen = link.tail + chunk
         link.tail = seen[-len(self._matching) :] if self._matching else b""
+        if link.is_answered:
+            self.turns += 1
+            link.is_answered = False
         if self._armed is None or self._matching not in seen:
             return True
         moment, self._armed = self._armed, None
@@ -192,6 +201,7 @@ class Proxy:
         return True
 
     async def _answer(self, link: _Link, chunk: bytes) -> bool:  # noqa: ARG002 - which bytes does not matter
+        link.is_answered = True
         if not link.answer_is_due:
             return True
         link.cut()

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from providers import UnavailableError, UnknownBackendError, required_backends, serve
+from providers.skipping import skip_unless_required
 
 __all__ = ["Databases", "databases"]
 
@@ -31,11 +32,9 @@ class Databases:
                 self._urls[backend] = self._stack.enter_context(serve(backend))
             except UnavailableError as error:
                 self._reasons[backend] = str(error)
-        if backend in self._urls:
-            return self._urls[backend]
-        if backend in required_backends():
-            pytest.fail(f"SAGA_TEST_REQUIRE names {backend}: {self._reasons[backend]}")
-        pytest.skip(f"{backend}: {self._reasons[backend]}")
+        if backend in self._reasons:
+            skip_unless_required(backend, self._reasons[backend])
+        return self._urls[backend]
 
     def close(self) -> None:
         """Stop everything that was started."""

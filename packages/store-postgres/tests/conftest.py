@@ -3,9 +3,10 @@ import asyncio
 import asyncpg
 import pytest
 
-from providers import UnavailableError, required_backends
+from providers import UnavailableError
 from providers.pgbouncer import PrivatePgBouncer
 from providers.postgres import PrivatePostgres
+from providers.skipping import skip_unless_required
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,11 +32,11 @@ class PrivateServer:
 
 @pytest.fixture(scope="session")
 def server():
-    """A private server; skipped where none can be started."""
+    """A private server."""
     try:
         private = PrivatePostgres({"fsync": "off", "full_page_writes": "off"})
     except UnavailableError as error:
-        pytest.skip(str(error))
+        skip_unless_required("postgres", str(error))
     try:
         rules = private.hba_file.read_text()
         private.hba_file.write_text(f"host all guarded 127.0.0.1/32 scram-sha-256\n{rules}")
@@ -48,13 +49,11 @@ def server():
 
 @pytest.fixture(scope="session")
 def pooler(server):
-    """A transaction pooler in front of the private server; skipped where there is none, unless it is required."""
+    """A transaction pooler in front of the private server."""
     try:
         private = PrivatePgBouncer(server.server.host, server.server.port)
     except UnavailableError as error:
-        if "postgres" in required_backends():
-            pytest.fail(f"SAGA_TEST_REQUIRE names postgres: {error}")
-        pytest.skip(str(error))
+        skip_unless_required("postgres", str(error))
     try:
         private.start()
         yield private

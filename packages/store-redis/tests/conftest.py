@@ -2,9 +2,10 @@ import uuid
 
 import pytest
 
-from providers import UnavailableError, required_backends
+from providers import UnavailableError
 from providers.redis import connected, private_redis
 from providers.redis import sentinel as sentinel_servers
+from providers.skipping import skip_unless_required
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,12 +36,6 @@ def admin(url):
         yield client
 
 
-def or_skip(error):
-    if "redis" in required_backends():
-        pytest.fail(f"SAGA_TEST_REQUIRE names redis: {error}")
-    pytest.skip(str(error))
-
-
 @pytest.fixture(scope="module")
 def server():
     """A server of these tests' own."""
@@ -48,7 +43,7 @@ def server():
         with private_redis() as started:
             yield started
     except UnavailableError as error:
-        or_skip(error)
+        skip_unless_required("redis", str(error))
 
 
 @pytest.fixture(scope="module")
@@ -58,4 +53,4 @@ def sentinel():
         with sentinel_servers() as started:
             yield started
     except UnavailableError as error:
-        or_skip(error)
+        skip_unless_required("redis", str(error))

@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from redis.asyncio import RedisCluster
 
-from providers import UnavailableError, required_backends
+from providers import UnavailableError
 from providers.redis import cluster
+from providers.skipping import skip_unless_required
 from redis_helpers import NAME, following, key, state, store_on
 from saga_bus.store import OutcomeUnknownError, SagaFilter, SagaState, StoreUnavailableError
 from saga_bus.store_redis import RedisSagaStore
@@ -19,9 +20,7 @@ def nodes():
         with cluster() as running:
             yield running
     except UnavailableError as error:
-        if "redis_cluster" in required_backends():
-            pytest.fail(f"SAGA_TEST_REQUIRE names redis_cluster: {error}")
-        pytest.skip(str(error))
+        skip_unless_required("redis_cluster", str(error))
 
 
 @pytest.fixture

@@ -24,24 +24,19 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, make_transient_to_detached, 
 from bench.subjects import StoreSubject, Subject, Target
 from bench.workload import SAGA_NAME, OrderState, correlation_id_of, saga_id_of, state_of
 from saga_bus.store_postgres import PostgresSagaStore
+from saga_bus.store_postgres._statements import Statements
 
 __all__ = ["BACKEND", "database_url", "dropped", "fill"]
 
 _TABLE = "saga_instances"
 _CHUNK = 10_000
 
-# The statements that a careful user writes for this table, with its values in asyncpg's own types.
-_INSERT = f"""\
-INSERT INTO {_TABLE} (saga_name, saga_id, correlation_id, version, is_completed, created_at, updated_at,
-                      archived_at, timeout_expires_at, outbox_pending, state)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"""
-_UPDATE = f"""\
-UPDATE {_TABLE}
-SET version = $1, is_completed = $2, updated_at = $3, archived_at = $4, timeout_expires_at = $5, outbox_pending = $6,
-    state = $7
-WHERE saga_name = $8 AND saga_id = $9 AND version = $10"""
-_BY_ID = f"SELECT state FROM {_TABLE} WHERE saga_name = $1 AND saga_id = $2"
-_BY_CORRELATION_ID = f"SELECT state FROM {_TABLE} WHERE saga_name = $1 AND correlation_id = $2"
+# The store's own statements for one saga, so that what is compared is what its calls cost, not its SQL.
+_STATEMENTS = Statements("public", _TABLE)
+_INSERT = _STATEMENTS.insert_waiting
+_UPDATE = _STATEMENTS.update_waiting
+_BY_ID = _STATEMENTS.get_one["saga_id"]
+_BY_CORRELATION_ID = _STATEMENTS.get_one["correlation_id"]
 _FIRST_PAGE = f"""\
 SELECT created_at, saga_id, state FROM {_TABLE}
 WHERE saga_name = $1 ORDER BY created_at DESC, saga_id DESC LIMIT $2"""
@@ -98,11 +93,18 @@ async def fill(name: str, rows: int) -> None:
 
 
 def _inserted(correlation_id: str, state: OrderState) -> tuple[Any, ...]:
+    return (*_values(state), correlation_id)
+
+
+def _updated(state: OrderState, expected_version: int) -> tuple[Any, ...]:
+    return (*_values(state), expected_version)
+
+
+def _values(state: OrderState) -> tuple[Any, ...]:
     metadata = state.metadata
     return (
         SAGA_NAME,
         metadata.saga_id,
-        correlation_id,
         metadata.version,
         metadata.is_completed,
         metadata.created_at,
@@ -111,22 +113,7 @@ def _inserted(correlation_id: str, state: OrderState) -> tuple[Any, ...]:
         metadata.timeout_expires_at,
         bool(metadata.outbox),
         _encode(state).decode(),
-    )
-
-
-def _updated(state: OrderState, expected_version: int) -> tuple[Any, ...]:
-    metadata = state.metadata
-    return (
-        metadata.version,
-        metadata.is_completed,
-        metadata.updated_at,
-        metadata.archived_at,
-        metadata.timeout_expires_at,
-        bool(metadata.outbox),
-        _encode(state).decode(),
-        SAGA_NAME,
-        metadata.saga_id,
-        expected_version,
+        None,  # no number in an order needs a copy of the text
     )
 
 
@@ -188,7 +175,8 @@ class PoolSubject(_Database):
 
     async def insert(self, correlation_id: str, state: OrderState) -> None:
         async with self.connection() as connection:
-            await connection.execute(_INSERT, *_inserted(correlation_id, state))
+            if not await connection.fetchval(_INSERT, *_inserted(correlation_id, state)):
+                raise LookupError(f"{state.metadata.saga_id} or {correlation_id} is taken")
 
     async def get_by_id(self, saga_id: str) -> OrderState | None:
         async with self.connection() as connection:
@@ -202,8 +190,8 @@ class PoolSubject(_Database):
 
     async def update(self, state: OrderState, expected_version: int) -> None:
         async with self.connection() as connection:
-            status = await connection.execute(_UPDATE, *_updated(state, expected_version))
-        if status != "UPDATE 1":
+            updated = await connection.fetchval(_UPDATE, *_updated(state, expected_version))
+        if not updated:
             raise LookupError(f"{state.metadata.saga_id} has another version")
 
     async def find(self, cursor: Any, limit: int) -> tuple[Sequence[OrderState], Any]:
@@ -245,8 +233,8 @@ class ConnectionSubject(PoolSubject):
 
     async def update(self, state: OrderState, expected_version: int) -> None:
         async with self.turn:
-            status = await self.held.execute(_UPDATE, *_updated(state, expected_version))
-        if status != "UPDATE 1":
+            updated = await self.held.fetchval(_UPDATE, *_updated(state, expected_version))
+        if not updated:
             raise LookupError(f"{state.metadata.saga_id} has another version")
 
 

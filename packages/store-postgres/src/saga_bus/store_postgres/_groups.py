@@ -54,7 +54,7 @@ class Groups:
         self._inserting = Lanes(connections, _LANES)
         self._updating = Lanes(connections, _LANES)
         activity = Activity()
-        self._reads: Coalescer[_Read, str | None] = Coalescer(
+        self._reads: Coalescer[_Read, bytes | None] = Coalescer(
             self._read, alone=self._read_alone, max_in_flight=_LANES, share=_READ_SHARE, activity=activity
         )
         self._inserts: Coalescer[_Insert, WriteOutcome] = Coalescer(
@@ -81,7 +81,7 @@ class Groups:
         for lanes in (self._lone, self._reading, self._inserting, self._updating):
             await lanes.close()
 
-    async def get(self, key: Key, saga_name: str, value: str) -> bytes | None:
+    def get(self, key: Key, saga_name: str, value: str) -> Awaitable[bytes | None]:
         """Fetch a document.
 
         Args:
@@ -89,8 +89,7 @@ class Groups:
             saga_name: The saga's name.
             value: The key.
         """
-        document = await self._reads.call((key, saga_name, value))
-        return None if document is None else document.encode()
+        return self._reads.call((key, saga_name, value))
 
     async def insert(self, row: SagaRow, correlation_id: str) -> None:
         """Insert a row.
@@ -130,23 +129,23 @@ class Groups:
 
     # -- reads ---------------------------------------------------------------------------------------------
 
-    async def _read_alone(self, item: _Read) -> str | None:
+    async def _read_alone(self, item: _Read) -> bytes | None:
         key, saga_name, value = item
         rows = await self._lone.read(self._statements.get_one[key], saga_name, value)
-        return rows[0][0] if rows else None
+        return rows[0][0].encode() if rows else None
 
-    async def _read(self, items: Sequence[_Read]) -> Sequence[str | None]:
+    async def _read(self, items: Sequence[_Read]) -> Sequence[bytes | None]:
         with self._reading.idle() as lane:
             return await self._read_many(lane, items)
 
-    async def _read_many(self, lane: Lane, items: Sequence[_Read]) -> Sequence[str | None]:
-        documents: list[str | None] = [None] * len(items)
+    async def _read_many(self, lane: Lane, items: Sequence[_Read]) -> Sequence[bytes | None]:
+        documents: list[bytes | None] = [None] * len(items)
         for key in _KEYS:
             places = [place for place, item in enumerate(items) if item[0] == key]
             if places:
                 names, values = [items[place][1] for place in places], [items[place][2] for place in places]
                 for number, document in await lane.read(self._statements.get_many[key], names, values):
-                    documents[places[number - 1]] = document
+                    documents[places[number - 1]] = document.encode()
         return documents
 
     # -- updates -------------------------------------------------------------------------------------------

@@ -31,9 +31,8 @@ class Deadlines:
             self._timer.cancel()
             self._timer = None
 
-    def begin(self, deadline: _Deadline, limit: float) -> None:
+    def begin(self, deadline: _Deadline, limit: float, loop: asyncio.AbstractEventLoop) -> None:
         """Let a deadline count from now on."""
-        loop = asyncio.get_running_loop()
         deadline.moment = loop.time() + limit
         self._running[deadline] = None
         if self._timer is None:
@@ -71,12 +70,13 @@ class _Deadline:
         limit = self._deadlines.limit
         if limit is None:
             return
-        task: asyncio.Task[Any] | None = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        task: asyncio.Task[Any] | None = asyncio.current_task(loop)
         if task is None:
             raise RuntimeError("a store is used inside a task")
         self._task = task
         self._cancelling = task.cancelling()
-        self._deadlines.begin(self, limit)
+        self._deadlines.begin(self, limit, loop)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
