@@ -3,12 +3,14 @@
 import asyncio
 import threading
 import time
+from datetime import UTC, datetime
 
 import pytest
 
 from saga_bus.store import (
     DuplicateSagaError,
     InvalidSagaError,
+    OutcomeUnknownError,
     SagaState,
     SagaStoreError,
     StoreUnavailableError,
@@ -137,6 +139,73 @@ def test_a_transaction_that_the_server_ended_takes_nothing_more(caller, endpoint
                 await act()
         assert server.requests == []
         await bound.close()
+
+    asyncio.run(use())
+
+
+@pytest.fixture
+def aborting(caller, endpoint):
+    """Makes an endpoint where XACT_ABORT is on, and a caller's connection to it."""
+
+    def make(refused, number):
+        refusals = [endpoint.error(number, "Refused.")]
+
+        def answer(sql):
+            if "@@TRANCOUNT" in sql:
+                return endpoint.numbers("transactions", 1)
+            if "@@OPTIONS" in sql:
+                return endpoint.numbers("xact_abort", 16384)
+            if refused in sql and refusals:
+                return refusals.pop()
+            return endpoint.numbers("taken") if "SELECT" in sql else endpoint.counted(1)
+
+        return caller(answer)
+
+    return make
+
+
+@pytest.mark.parametrize(("number", "kind"), [(2627, DuplicateSagaError), (1222, StoreUnavailableError)])
+def test_with_xact_abort_every_error_ends_the_transaction(aborting, number, kind):
+    """A saga is not written after all, without what the caller wrote before."""
+    server, connection = aborting("INSERT INTO", number)
+
+    async def use():
+        bound = parent().bind(connection)
+        with pytest.raises(kind):
+            await bound.insert("OrderSaga", "order-1", SagaState())
+        assert sum("INSERT INTO" in request for request in server.requests) == 1
+        server.requests.clear()
+        for act in (lambda: bound.insert("OrderSaga", "order-1", SagaState()), bound.ping):
+            with pytest.raises(StoreUnavailableError, match="bind again"):
+                await act()
+        assert server.requests == []
+
+    asyncio.run(use())
+
+
+def test_with_xact_abort_a_purge_that_is_refused_is_not_tried_otherwise(aborting):
+    server, connection = aborting("READPAST", 650)
+
+    async def use():
+        with pytest.raises(SagaStoreError):
+            await parent().bind(connection).delete_completed_before("OrderSaga", datetime.now(UTC))
+
+    asyncio.run(use())
+    assert sum("DELETE TOP" in request for request in server.requests) == 1
+
+
+def test_with_xact_abort_a_statement_that_takes_too_long_ends_the_transaction(aborting):
+    server, connection = aborting("nothing", 0)
+    answer = server.answer
+    server.answer = lambda sql: ... if "INSERT INTO" in sql else answer(sql)
+    connection.timeout = 1
+
+    async def use():
+        bound = parent().bind(connection)
+        with pytest.raises(OutcomeUnknownError):
+            await bound.insert("OrderSaga", "order-1", SagaState())
+        with pytest.raises(StoreUnavailableError, match="bind again"):
+            await bound.get_by_id("OrderSaga", "1")
 
     asyncio.run(use())
 

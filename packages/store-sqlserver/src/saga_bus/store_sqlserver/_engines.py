@@ -13,14 +13,13 @@ from saga_bus.store import (
     Activity,
     InvalidSagaError,
     SagaRow,
-    SagaStoreError,
     StoreUnavailableError,
     UnsupportedOperationError,
 )
 from saga_bus.store_sqlserver import _schema as schema
 from saga_bus.store_sqlserver._connections import Settings
 from saga_bus.store_sqlserver._driver import ConnectionPool
-from saga_bus.store_sqlserver._errors import ends_transaction, translated
+from saga_bus.store_sqlserver._errors import translated
 from saga_bus.store_sqlserver._groups import GroupedReads, GroupedWrites, Write
 from saga_bus.store_sqlserver._odbc import load
 from saga_bus.store_sqlserver._operations import Operations
@@ -154,7 +153,6 @@ class BoundEngine:
         self._place = place
         self._operations = operations
         self._session: Session | None = None
-        self._is_over = False
 
     async def open(self) -> None:
         """See that there is a transaction to join."""
@@ -202,15 +200,11 @@ class BoundEngine:
             raise
 
     def _work(self, work: Callable[[Session], ResultT]) -> ResultT:
-        if self._is_over:
-            # The driver would begin another one, without what the caller did in the first.
-            raise StoreUnavailableError("the server has ended the transaction: roll it back, begin another, bind again")
         session = self._own_session()
+        if session.has_ended:
+            raise StoreUnavailableError("the server has ended the transaction: roll it back, begin another, bind again")
         try:
             return work(session)
-        except SagaStoreError as error:
-            self._is_over = error.__cause__ is not None and ends_transaction(error.__cause__)
-            raise
         finally:
             # One that is left to be collected later talks to the server from whatever thread that is in, and over
             # what the caller does with his connection.
@@ -219,7 +213,7 @@ class BoundEngine:
     def _own_session(self) -> Session:
         if self._session is None:
             try:
-                self._session = Session(self._given.connection)
+                self._session = Session(self._given.connection, in_transaction=True)
             except load().Error as error:
                 raise translated(error) from error
         return self._session

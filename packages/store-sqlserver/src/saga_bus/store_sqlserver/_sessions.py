@@ -5,11 +5,18 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from saga_bus.store import OutcomeUnknownError, SagaStoreError
-from saga_bus.store_sqlserver._errors import is_deadlock, lost_connection, timed_out, translated, writing
+from saga_bus.store_sqlserver._errors import (
+    ends_transaction,
+    is_deadlock,
+    lost_connection,
+    timed_out,
+    translated,
+    writing,
+)
 from saga_bus.store_sqlserver._odbc import is_freetds, load
 from saga_bus.store_sqlserver._values import FREETDS_TEXT, TEXT, Binding, Statement
 
@@ -33,22 +40,27 @@ class Session:
 
     Args:
         connection: A pyodbc connection.
+        in_transaction: Whether it is for the caller's transaction.
 
     Attributes:
         is_lost: The connection failed or is in doubt, so it is of no more use.
         is_cut: It is lost because the server or the network ended it.
+        has_ended: The server has ended the caller's transaction. The next statement would be in another one or, with
+            FreeTDS, in none, without what the caller did in the first.
         was_victim: The last error was a deadlock, which the server ended by rolling this session's work back.
         used_at: When a statement last succeeded, as `time.monotonic` counts.
     """
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, *, in_transaction: bool = False) -> None:
         self.connection = connection
         self.is_lost = False
         self.is_cut = False
+        self.has_ended = False
         self.was_victim = False
         self.used_at = time.monotonic()
         self._cursors: OrderedDict[str, tuple[Any, str]] = OrderedDict()
         self._running: Any = None
+        self._in_transaction = in_transaction
         self._is_babelfish: bool | None = None
         self._is_freetds = is_freetds(str(connection.getinfo(_SQL_DRIVER_NAME)))
 
@@ -254,9 +266,20 @@ class Session:
             # After a timeout the driver may not have read the server's last word: such a connection could answer
             # the next statement with this one's result.
             self.is_lost = self.is_lost or self.is_cut or timed_out(error)
+            if self._in_transaction and not self.is_cut:
+                self.has_ended = self.has_ended or ends_transaction(error) or self._aborts()
             raise ours from error
 
+    def _aborts(self) -> bool:
+        """Whether XACT_ABORT is on, so that the server has rolled everything back after whatever error."""
+        try:
+            with closing(self.connection.cursor()) as cursor:
+                return bool(cursor.execute(_XACT_ABORT).fetchval())
+        except load().Error:
+            return False
 
+
+_XACT_ABORT = "SELECT @@OPTIONS & 16384 AS xact_abort"
 _NOTHING = Statement("SELECT 1 AS alive", ())
 _BABELFISH = Statement("SELECT COALESCE(CAST(SERVERPROPERTY('Babelfish') AS INT), 0) AS babelfish", ())
 
