@@ -34,6 +34,8 @@ SchemaWork = Literal["create", "check", "drop"]
 
 _CANCEL_AGAIN = 0.05  # seconds
 _TRANSACTIONS = Statement("SELECT @@TRANCOUNT AS transactions", ())
+# A transaction at the level SNAPSHOT may make no index, and sees no table that others made while it waited.
+_AT_READ_COMMITTED = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
 _SCHEMA_WORKS = {"create": schema.create, "check": schema.check, "drop": schema.drop}
 
 
@@ -49,7 +51,11 @@ class Engine(Protocol):
         ...
 
     async def read(self, work: Callable[[Session], ResultT]) -> ResultT:
-        """Run work that only reads."""
+        """Run work that only reads, and no rows of sagas."""
+        ...
+
+    async def query(self, work: Callable[[Session], ResultT]) -> ResultT:
+        """Run work that only reads; it may wait for a row that somebody has locked."""
         ...
 
     async def insert(self, row: SagaRow, correlation_id: str) -> None:
@@ -111,6 +117,9 @@ class PoolEngine:
     async def read(self, work: Callable[[Session], ResultT]) -> ResultT:
         return await self._pool.run(work, repeatable=True)
 
+    async def query(self, work: Callable[[Session], ResultT]) -> ResultT:
+        return await self._pool.run(work, repeatable=True, may_wait=True)
+
     async def insert(self, row: SagaRow, correlation_id: str) -> None:
         await self._inserts.write(row, correlation_id)
 
@@ -164,6 +173,9 @@ class BoundEngine:
         return await self._run(partial(get, saga_name, key))
 
     async def read(self, work: Callable[[Session], ResultT]) -> ResultT:
+        return await self._run(work)
+
+    async def query(self, work: Callable[[Session], ResultT]) -> ResultT:
         return await self._run(work)
 
     async def insert(self, row: SagaRow, correlation_id: str) -> None:
@@ -247,8 +259,12 @@ def _work_on_schema(work: SchemaWork, place: Place, session: Session) -> None:
         schema.check(session, place)
         return
     session.forget_cursors()
-    with session.transaction():
-        _SCHEMA_WORKS[work](session, place)
+    session.run(_AT_READ_COMMITTED)
+    try:
+        with session.transaction():
+            _SCHEMA_WORKS[work](session, place)
+    finally:
+        session.is_lost = True  # nothing tells which level a function of the caller's had set
 
 
 def _nothing(session: Session) -> None:
