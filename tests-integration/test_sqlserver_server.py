@@ -119,6 +119,24 @@ def test_a_duplicate_leaves_the_transaction_usable(url, table):
     asyncio.run(run())
 
 
+def test_with_xact_abort_a_duplicate_ends_the_transaction(url, table):
+    async def run():
+        async with opened(url, table) as store:
+            with connected(url) as connection:
+                connection.execute("SET XACT_ABORT ON")
+                connection.autocommit = False
+                bound = store.bind(connection)
+                await bound.insert(NAME, "order-a", state("a"))
+                with pytest.raises(DuplicateSagaError):
+                    await bound.insert(NAME, "order-a", state("b"))
+                with pytest.raises(StoreUnavailableError, match="bind again"):
+                    await bound.get_by_id(NAME, "a")
+                connection.commit()
+            assert await store.count(SagaFilter()) == 0
+
+    asyncio.run(run())
+
+
 def test_a_killed_session_is_replaced(url, table):
     async def run():
         application = f"killed-{uuid4().hex[:8]}"
