@@ -1,6 +1,7 @@
 """What only a SQL Server can show: locks, deadlocks, killed sessions, rights, cut connections, many processes."""
 
 import asyncio
+import contextlib
 import functools
 import subprocess
 import sys
@@ -95,8 +96,9 @@ def test_a_deadlock_is_told_to_the_caller_of_the_transaction(url, table):
                 bound = (first, second)[outcomes.index(victim)]
                 with pytest.raises(StoreUnavailableError, match="bind again"):
                     await bound.insert(NAME, "order-c", state("c"))
-                one.rollback()
-                other.rollback()
+                for each in (one, other):
+                    with contextlib.suppress(load().Error):  # FreeTDS: there is no transaction to roll back
+                        each.rollback()
 
     asyncio.run(run())
 
@@ -131,7 +133,8 @@ def test_with_xact_abort_a_duplicate_ends_the_transaction(url, table):
                     await bound.insert(NAME, "order-a", state("b"))
                 with pytest.raises(StoreUnavailableError, match="bind again"):
                     await bound.get_by_id(NAME, "a")
-                connection.commit()
+                with contextlib.suppress(load().Error):  # FreeTDS: there is no transaction to commit
+                    connection.commit()
             assert await store.count(SagaFilter()) == 0
 
     asyncio.run(run())

@@ -19,6 +19,7 @@ from saga_bus.store import (
 from saga_bus.store_sqlserver import SqlServerSagaStore, create_schema
 from saga_bus.store_sqlserver._engines import BoundEngine
 from saga_bus.store_sqlserver._location import parse_location
+from saga_bus.store_sqlserver._odbc import is_freetds
 from saga_bus.store_sqlserver._operations import Operations
 from saga_bus.store_sqlserver._schema import Place
 from saga_bus.store_sqlserver._values import Statement
@@ -69,6 +70,35 @@ def test_a_connection_without_a_transaction_is_refused(caller, endpoint):
             await bound.insert("OrderSaga", "order-1", SagaState())
 
     asyncio.run(use())
+
+
+def test_freetds_begins_no_transaction_after_one_that_the_server_ended(caller, endpoint, driver):
+    """Microsoft's driver begins another one before the next statement; FreeTDS would have that committed at once."""
+
+    def answer(sql):
+        if "@@TRANCOUNT" in sql:
+            return endpoint.numbers("transactions", 0)
+        deadlock = endpoint.rolled_back() + endpoint.error(1205, "Deadlock.", severity=13)
+        return deadlock if "theirs" in sql else endpoint.counted(1)
+
+    server, connection = caller(answer)
+    connection.autocommit = False
+    with pytest.raises(pyodbc.Error):
+        connection.execute("UPDATE theirs SET n = 1")
+    connection.rollback()
+    server.requests.clear()
+
+    async def use():
+        bound = parent().bind(connection)
+        if is_freetds(driver):
+            with pytest.raises(UnsupportedOperationError, match="open another one"):
+                await bound.insert("OrderSaga", "order-1", SagaState())
+        else:
+            await bound.insert("OrderSaga", "order-1", SagaState())
+
+    asyncio.run(use())
+    assert ("BEGIN" in server.requests) != is_freetds(driver)
+    assert any("INSERT INTO" in request for request in server.requests) != is_freetds(driver)
 
 
 def test_a_bound_store_never_commits(caller, endpoint):

@@ -231,11 +231,13 @@ class BoundEngine:
         return self._session
 
     def _see_transaction(self, session: Session) -> None:
-        if session.connection.autocommit:
+        # FreeTDS begins no other transaction when the server has ended one, and all that follows is committed at once.
+        if session.connection.autocommit or session.is_freetds:
             ((transactions,),) = session.read(_TRANSACTIONS)
             if not transactions:
                 raise UnsupportedOperationError(
-                    "the connection has no open transaction: set autocommit = False on it before bind(connection)"
+                    "the connection has no open transaction: set autocommit = False on it before bind(connection), "
+                    "or open another one where the server has ended its transaction"
                 )
         session.run(SETTINGS)
 

@@ -49,6 +49,7 @@ class Session:
             FreeTDS, in none, without what the caller did in the first.
         was_victim: The last error was a deadlock, which the server ended by rolling this session's work back.
         used_at: When a statement last succeeded, as `time.monotonic` counts.
+        is_freetds: Whether the driver is FreeTDS.
     """
 
     def __init__(self, connection: Any, *, in_transaction: bool = False) -> None:
@@ -62,7 +63,7 @@ class Session:
         self._running: Any = None
         self._in_transaction = in_transaction
         self._is_babelfish: bool | None = None
-        self._is_freetds = is_freetds(str(connection.getinfo(_SQL_DRIVER_NAME)))
+        self.is_freetds = is_freetds(str(connection.getinfo(_SQL_DRIVER_NAME)))
 
     @property
     def is_babelfish(self) -> bool:
@@ -253,7 +254,7 @@ class Session:
             self.used_at = time.monotonic()
 
     def _binding(self, binding: Binding) -> Binding:
-        return FREETDS_TEXT if binding == TEXT and self._is_freetds else binding
+        return FREETDS_TEXT if binding == TEXT and self.is_freetds else binding
 
     @contextmanager
     def _errors(self, meaning: Callable[[BaseException], SagaStoreError]) -> Iterator[None]:
