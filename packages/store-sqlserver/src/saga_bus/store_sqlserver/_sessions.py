@@ -276,8 +276,8 @@ class Session:
         try:
             with closing(self.connection.cursor()) as cursor:
                 return bool(cursor.execute(_XACT_ABORT).fetchval())
-        except load().Error:
-            return False
+        except load().Error as error:
+            return ends_transaction(error)
 
 
 _XACT_ABORT = "SELECT @@OPTIONS & 16384 AS xact_abort"
