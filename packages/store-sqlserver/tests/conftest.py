@@ -229,7 +229,8 @@ class Endpoint:
             return changes + struct.pack("<BH", 0xAD, len(ack)) + ack + _done()
         if kind == _ATTENTION:
             self.cancelled += 1
-            return struct.pack("<BHHQ", 0xFD, 0x20, 0, 0)
+            # the end of the statement that was stopped, and the acknowledgement
+            return _done(failed=True) + struct.pack("<BHHQ", 0xFD, 0x20, 0, 0)
         if kind == _TRANSACTION:
             return self._transact(body)
         self.sent += body

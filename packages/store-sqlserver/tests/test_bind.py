@@ -240,6 +240,31 @@ def test_with_xact_abort_a_statement_that_takes_too_long_ends_the_transaction(ab
     asyncio.run(use())
 
 
+def test_with_xact_abort_a_statement_that_is_stopped_ends_the_transaction(aborting):
+    server, connection = aborting("nothing", 0)
+    answer, arrived = server.answer, threading.Event()
+
+    def unanswered(sql):
+        if "INSERT INTO" not in sql:
+            return answer(sql)
+        arrived.set()
+        return ...
+
+    server.answer = unanswered
+
+    async def use():
+        bound = parent().bind(connection)
+        running = asyncio.ensure_future(bound.insert("OrderSaga", "order-1", SagaState()))
+        await asyncio.to_thread(arrived.wait, 10)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        with pytest.raises(StoreUnavailableError, match="bind again"):
+            await bound.get_by_id("OrderSaga", "1")
+
+    asyncio.run(use())
+
+
 def test_a_statement_of_the_callers_that_is_not_at_its_end_says_so(caller, endpoint):
     def answer(sql):
         if "@@TRANCOUNT" in sql:

@@ -6,6 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from threading import Lock
 from typing import Any
 
 from saga_bus.store import OutcomeUnknownError, SagaStoreError
@@ -61,6 +62,7 @@ class Session:
         self.used_at = time.monotonic()
         self._cursors: OrderedDict[str, tuple[Any, str]] = OrderedDict()
         self._running: Any = None
+        self._stopping = Lock()
         self._in_transaction = in_transaction
         self._is_babelfish: bool | None = None
         self.is_freetds = is_freetds(str(connection.getinfo(_SQL_DRIVER_NAME)))
@@ -206,12 +208,12 @@ class Session:
 
     def cancel(self) -> None:
         """Ask the server to stop the statement that another thread runs here; nothing to stop is no error."""
-        cursor = self._running
-        if cursor is not None:
-            try:
-                cursor.cancel()
-            except load().Error:
-                return  # it has ended by itself, or its own thread learns what is wrong
+        with self._stopping:
+            if self._running is not None:
+                try:
+                    self._running.cancel()
+                except load().Error:
+                    return  # it has ended by itself, or its own thread learns what is wrong
 
     def close(self) -> None:
         """Close the cursors and the connection; one that cannot be closed is as good as closed."""
@@ -243,15 +245,21 @@ class Session:
                 cursor.execute(sql, *parameters)
                 yield cursor
             except BaseException:
-                self._running = None
+                self._no_longer_runs()
                 _close(cursor)
                 raise
-            self._running = None
+            self._no_longer_runs()
             self._cursors[sql] = (cursor, sql)
             if len(self._cursors) > _KEPT_CURSORS:
                 _, (oldest, _) = self._cursors.popitem(last=False)
                 _close(oldest)
             self.used_at = time.monotonic()
+
+    def _no_longer_runs(self) -> None:
+        # A statement that was stopped ends before the call that stopped it; to close it under that one would crash the
+        # process.
+        with self._stopping:
+            self._running = None
 
     def _binding(self, binding: Binding) -> Binding:
         return FREETDS_TEXT if binding == TEXT and self.is_freetds else binding
