@@ -1,6 +1,7 @@
 """What only a SQL Server can show: locks, deadlocks, killed sessions, rights, cut connections, many processes."""
 
 import asyncio
+import contextlib
 import functools
 import subprocess
 import sys
@@ -95,8 +96,9 @@ def test_a_deadlock_is_told_to_the_caller_of_the_transaction(url, table):
                 bound = (first, second)[outcomes.index(victim)]
                 with pytest.raises(StoreUnavailableError, match="bind again"):
                     await bound.insert(NAME, "order-c", state("c"))
-                one.rollback()
-                other.rollback()
+                for each in (one, other):
+                    with contextlib.suppress(load().Error):  # FreeTDS: there is no transaction to roll back
+                        each.rollback()
 
     asyncio.run(run())
 
@@ -115,6 +117,25 @@ def test_a_duplicate_leaves_the_transaction_usable(url, table):
                 connection.commit()
             assert await store.get_by_id(NAME, "c") is not None
             assert await store.get_by_id(NAME, "b") is None
+
+    asyncio.run(run())
+
+
+def test_with_xact_abort_a_duplicate_ends_the_transaction(url, table):
+    async def run():
+        async with opened(url, table) as store:
+            with connected(url) as connection:
+                connection.execute("SET XACT_ABORT ON")
+                connection.autocommit = False
+                bound = store.bind(connection)
+                await bound.insert(NAME, "order-a", state("a"))
+                with pytest.raises(DuplicateSagaError):
+                    await bound.insert(NAME, "order-a", state("b"))
+                with pytest.raises(StoreUnavailableError, match="bind again"):
+                    await bound.get_by_id(NAME, "a")
+                with contextlib.suppress(load().Error):  # FreeTDS: there is no transaction to commit
+                    connection.commit()
+            assert await store.count(SagaFilter()) == 0
 
     asyncio.run(run())
 

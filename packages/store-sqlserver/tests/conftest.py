@@ -58,6 +58,17 @@ def error(number: int, text: str, *, severity: int = 14) -> bytes:
     return struct.pack("<BH", 0xAA, len(body)) + body + _done(token=0xFF, failed=True)
 
 
+def _turned(number: int, *, begins: bool) -> bytes:
+    there, gone = b"\x08" + b"\x01" * 8, b"\x00"
+    change = bytes([number]) + (there + gone if begins else gone + there)
+    return struct.pack("<BH", 0xE3, len(change)) + change
+
+
+def rolled_back() -> bytes:
+    """What goes before an error with which the server ended the transaction."""
+    return _turned(10, begins=False)
+
+
 def numbers(name: str, *values: int) -> bytes:
     """A result with one column of numbers."""
     column = struct.pack("<IHBB", 0, 0x01, 0x26, 4) + _short(name)
@@ -218,7 +229,8 @@ class Endpoint:
             return changes + struct.pack("<BH", 0xAD, len(ack)) + ack + _done()
         if kind == _ATTENTION:
             self.cancelled += 1
-            return struct.pack("<BHHQ", 0xFD, 0x20, 0, 0)
+            # the end of the statement that was stopped, and the acknowledgement
+            return _done(failed=True) + struct.pack("<BHHQ", 0xFD, 0x20, 0, 0)
         if kind == _TRANSACTION:
             return self._transact(body)
         self.sent += body
@@ -235,9 +247,7 @@ class Endpoint:
         name, number = {5: ("BEGIN", 8), 7: ("COMMIT", 9), 8: ("ROLLBACK", 10)}[request]
         self.requests.append(name)
         self.transact(name)
-        there, gone = b"\x08" + b"\x01" * 8, b"\x00"
-        change = bytes([number]) + (there + gone if name == "BEGIN" else gone + there)
-        return struct.pack("<BH", 0xE3, len(change)) + change + _done()
+        return _turned(number, begins=name == "BEGIN") + _done()
 
     def _call(self, body: bytes):
         procedure, handle = _procedure_of(body)
@@ -366,6 +376,7 @@ def endpoint():
 
     make.error, make.counted, make.numbers, make.texts, make.rows = error, counted, numbers, texts, rows
     make.pairs, make.settled, make.is_reset, make.table = pairs, settled, is_reset, table
+    make.rolled_back = rolled_back
     yield make
     for one in opened:
         one.close()

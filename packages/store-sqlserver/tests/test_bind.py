@@ -3,12 +3,14 @@
 import asyncio
 import threading
 import time
+from datetime import UTC, datetime
 
 import pytest
 
 from saga_bus.store import (
     DuplicateSagaError,
     InvalidSagaError,
+    OutcomeUnknownError,
     SagaState,
     SagaStoreError,
     StoreUnavailableError,
@@ -17,6 +19,7 @@ from saga_bus.store import (
 from saga_bus.store_sqlserver import SqlServerSagaStore, create_schema
 from saga_bus.store_sqlserver._engines import BoundEngine
 from saga_bus.store_sqlserver._location import parse_location
+from saga_bus.store_sqlserver._odbc import is_freetds
 from saga_bus.store_sqlserver._operations import Operations
 from saga_bus.store_sqlserver._schema import Place
 from saga_bus.store_sqlserver._values import Statement
@@ -67,6 +70,35 @@ def test_a_connection_without_a_transaction_is_refused(caller, endpoint):
             await bound.insert("OrderSaga", "order-1", SagaState())
 
     asyncio.run(use())
+
+
+def test_freetds_begins_no_transaction_after_one_that_the_server_ended(caller, endpoint, driver):
+    """Microsoft's driver begins another one before the next statement; FreeTDS would have that committed at once."""
+
+    def answer(sql):
+        if "@@TRANCOUNT" in sql:
+            return endpoint.numbers("transactions", 0)
+        deadlock = endpoint.rolled_back() + endpoint.error(1205, "Deadlock.", severity=13)
+        return deadlock if "theirs" in sql else endpoint.counted(1)
+
+    server, connection = caller(answer)
+    connection.autocommit = False
+    with pytest.raises(pyodbc.Error):
+        connection.execute("UPDATE theirs SET n = 1")
+    connection.rollback()
+    server.requests.clear()
+
+    async def use():
+        bound = parent().bind(connection)
+        if is_freetds(driver):
+            with pytest.raises(UnsupportedOperationError, match="open another one"):
+                await bound.insert("OrderSaga", "order-1", SagaState())
+        else:
+            await bound.insert("OrderSaga", "order-1", SagaState())
+
+    asyncio.run(use())
+    assert ("BEGIN" in server.requests) != is_freetds(driver)
+    assert any("INSERT INTO" in request for request in server.requests) != is_freetds(driver)
 
 
 def test_a_bound_store_never_commits(caller, endpoint):
@@ -137,6 +169,98 @@ def test_a_transaction_that_the_server_ended_takes_nothing_more(caller, endpoint
                 await act()
         assert server.requests == []
         await bound.close()
+
+    asyncio.run(use())
+
+
+@pytest.fixture
+def aborting(caller, endpoint):
+    """Makes an endpoint where XACT_ABORT is on, and a caller's connection to it."""
+
+    def make(refused, number):
+        refusals = [endpoint.error(number, "Refused.")]
+
+        def answer(sql):
+            if "@@TRANCOUNT" in sql:
+                return endpoint.numbers("transactions", 1)
+            if "@@OPTIONS" in sql:
+                return endpoint.numbers("xact_abort", 16384)
+            if refused in sql and refusals:
+                return refusals.pop()
+            return endpoint.numbers("taken") if "SELECT" in sql else endpoint.counted(1)
+
+        return caller(answer)
+
+    return make
+
+
+@pytest.mark.parametrize(("number", "kind"), [(2627, DuplicateSagaError), (1222, StoreUnavailableError)])
+def test_with_xact_abort_every_error_ends_the_transaction(aborting, number, kind):
+    """A saga is not written after all, without what the caller wrote before."""
+    server, connection = aborting("INSERT INTO", number)
+
+    async def use():
+        bound = parent().bind(connection)
+        with pytest.raises(kind):
+            await bound.insert("OrderSaga", "order-1", SagaState())
+        assert sum("INSERT INTO" in request for request in server.requests) == 1
+        server.requests.clear()
+        for act in (lambda: bound.insert("OrderSaga", "order-1", SagaState()), bound.ping):
+            with pytest.raises(StoreUnavailableError, match="bind again"):
+                await act()
+        assert server.requests == []
+
+    asyncio.run(use())
+
+
+def test_with_xact_abort_a_purge_that_is_refused_is_not_tried_otherwise(aborting):
+    server, connection = aborting("READPAST", 650)
+
+    async def use():
+        with pytest.raises(SagaStoreError):
+            await parent().bind(connection).delete_completed_before("OrderSaga", datetime.now(UTC))
+
+    asyncio.run(use())
+    assert sum("DELETE TOP" in request for request in server.requests) == 1
+
+
+def test_with_xact_abort_a_statement_that_takes_too_long_ends_the_transaction(aborting):
+    server, connection = aborting("nothing", 0)
+    answer = server.answer
+    server.answer = lambda sql: ... if "INSERT INTO" in sql else answer(sql)
+    connection.timeout = 1
+
+    async def use():
+        bound = parent().bind(connection)
+        with pytest.raises(OutcomeUnknownError):
+            await bound.insert("OrderSaga", "order-1", SagaState())
+        with pytest.raises(StoreUnavailableError, match="bind again"):
+            await bound.get_by_id("OrderSaga", "1")
+
+    asyncio.run(use())
+
+
+def test_with_xact_abort_a_statement_that_is_stopped_ends_the_transaction(aborting):
+    server, connection = aborting("nothing", 0)
+    answer, arrived = server.answer, threading.Event()
+
+    def unanswered(sql):
+        if "INSERT INTO" not in sql:
+            return answer(sql)
+        arrived.set()
+        return ...
+
+    server.answer = unanswered
+
+    async def use():
+        bound = parent().bind(connection)
+        running = asyncio.ensure_future(bound.insert("OrderSaga", "order-1", SagaState()))
+        await asyncio.to_thread(arrived.wait, 10)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        with pytest.raises(StoreUnavailableError, match="bind again"):
+            await bound.get_by_id("OrderSaga", "1")
 
     asyncio.run(use())
 

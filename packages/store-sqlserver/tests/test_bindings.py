@@ -205,6 +205,23 @@ def test_a_long_state_comes_back_whole(endpoint, url_of, note):
     asyncio.run(use())
 
 
+@pytest.mark.parametrize(
+    "query", [lambda store: store.count(SagaFilter()), lambda store: store.find(SagaFilter())], ids=["count", "find"]
+)
+def test_queries_that_wait_for_a_locked_row_never_have_all_connections(endpoint, url_of, query):
+    server = endpoint(lambda sql: ... if "FROM [dbo]" in sql else endpoint.numbers("answer"))
+
+    async def use():
+        async with SqlServerSagaStore(url_of(server.port), pool_size=2, command_timeout=1) as store:
+            waiting = [asyncio.ensure_future(query(store)) for _ in range(2)]
+            await asyncio.sleep(0.2)
+            assert (await store.ping()).warnings == ()
+            assert not any(task.done() for task in waiting)
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    asyncio.run(use())
+
+
 def test_many_callers_at_once(endpoint, url_of):
     server = endpoint(lambda sql: endpoint.counted(1))
 

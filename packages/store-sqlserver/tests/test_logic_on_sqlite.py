@@ -134,6 +134,8 @@ class StandIn:
     def answer(self, _):
         sql, parameters = request_of(self.endpoint.body)
         settled = self.made.settled()
+        if "@@TRANCOUNT" in sql:
+            return self.made.numbers("transactions", int(self.connection.in_transaction))
         try:
             cursor = self.connection.execute(translated(sql), parameters)
             rows = cursor.fetchall()

@@ -13,14 +13,13 @@ from saga_bus.store import (
     Activity,
     InvalidSagaError,
     SagaRow,
-    SagaStoreError,
     StoreUnavailableError,
     UnsupportedOperationError,
 )
 from saga_bus.store_sqlserver import _schema as schema
 from saga_bus.store_sqlserver._connections import Settings
 from saga_bus.store_sqlserver._driver import ConnectionPool
-from saga_bus.store_sqlserver._errors import ends_transaction, translated
+from saga_bus.store_sqlserver._errors import translated
 from saga_bus.store_sqlserver._groups import GroupedReads, GroupedWrites, Write
 from saga_bus.store_sqlserver._odbc import load
 from saga_bus.store_sqlserver._operations import Operations
@@ -35,6 +34,8 @@ SchemaWork = Literal["create", "check", "drop"]
 
 _CANCEL_AGAIN = 0.05  # seconds
 _TRANSACTIONS = Statement("SELECT @@TRANCOUNT AS transactions", ())
+# A transaction at the level SNAPSHOT may make no index, and sees no table that others made while it waited.
+_AT_READ_COMMITTED = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
 _SCHEMA_WORKS = {"create": schema.create, "check": schema.check, "drop": schema.drop}
 
 
@@ -50,7 +51,11 @@ class Engine(Protocol):
         ...
 
     async def read(self, work: Callable[[Session], ResultT]) -> ResultT:
-        """Run work that only reads."""
+        """Run work that only reads, and no rows of sagas."""
+        ...
+
+    async def query(self, work: Callable[[Session], ResultT]) -> ResultT:
+        """Run work that only reads; it may wait for a row that somebody has locked."""
         ...
 
     async def insert(self, row: SagaRow, correlation_id: str) -> None:
@@ -112,6 +117,9 @@ class PoolEngine:
     async def read(self, work: Callable[[Session], ResultT]) -> ResultT:
         return await self._pool.run(work, repeatable=True)
 
+    async def query(self, work: Callable[[Session], ResultT]) -> ResultT:
+        return await self._pool.run(work, repeatable=True, may_wait=True)
+
     async def insert(self, row: SagaRow, correlation_id: str) -> None:
         await self._inserts.write(row, correlation_id)
 
@@ -154,7 +162,6 @@ class BoundEngine:
         self._place = place
         self._operations = operations
         self._session: Session | None = None
-        self._is_over = False
 
     async def open(self) -> None:
         """See that there is a transaction to join."""
@@ -166,6 +173,9 @@ class BoundEngine:
         return await self._run(partial(get, saga_name, key))
 
     async def read(self, work: Callable[[Session], ResultT]) -> ResultT:
+        return await self._run(work)
+
+    async def query(self, work: Callable[[Session], ResultT]) -> ResultT:
         return await self._run(work)
 
     async def insert(self, row: SagaRow, correlation_id: str) -> None:
@@ -202,15 +212,11 @@ class BoundEngine:
             raise
 
     def _work(self, work: Callable[[Session], ResultT]) -> ResultT:
-        if self._is_over:
-            # The driver would begin another one, without what the caller did in the first.
-            raise StoreUnavailableError("the server has ended the transaction: roll it back, begin another, bind again")
         session = self._own_session()
+        if session.has_ended:
+            raise StoreUnavailableError("the server has ended the transaction: roll it back, begin another, bind again")
         try:
             return work(session)
-        except SagaStoreError as error:
-            self._is_over = error.__cause__ is not None and ends_transaction(error.__cause__)
-            raise
         finally:
             # One that is left to be collected later talks to the server from whatever thread that is in, and over
             # what the caller does with his connection.
@@ -219,17 +225,19 @@ class BoundEngine:
     def _own_session(self) -> Session:
         if self._session is None:
             try:
-                self._session = Session(self._given.connection)
+                self._session = Session(self._given.connection, in_transaction=True)
             except load().Error as error:
                 raise translated(error) from error
         return self._session
 
     def _see_transaction(self, session: Session) -> None:
-        if session.connection.autocommit:
+        # FreeTDS begins no other transaction when the server has ended one, and all that follows is committed at once.
+        if session.connection.autocommit or session.is_freetds:
             ((transactions,),) = session.read(_TRANSACTIONS)
             if not transactions:
                 raise UnsupportedOperationError(
-                    "the connection has no open transaction: set autocommit = False on it before bind(connection)"
+                    "the connection has no open transaction: set autocommit = False on it before bind(connection), "
+                    "or open another one where the server has ended its transaction"
                 )
         session.run(SETTINGS)
 
@@ -253,8 +261,12 @@ def _work_on_schema(work: SchemaWork, place: Place, session: Session) -> None:
         schema.check(session, place)
         return
     session.forget_cursors()
-    with session.transaction():
-        _SCHEMA_WORKS[work](session, place)
+    session.run(_AT_READ_COMMITTED)
+    try:
+        with session.transaction():
+            _SCHEMA_WORKS[work](session, place)
+    finally:
+        session.is_lost = True  # nothing tells which level a function of the caller's had set
 
 
 def _nothing(session: Session) -> None:

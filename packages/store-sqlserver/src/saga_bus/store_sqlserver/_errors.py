@@ -36,9 +36,12 @@ _DEADLOCK = 1205
 _READPAST_REFUSED = 650
 # Babelfish gives this number to each of PostgreSQL's errors that has none of SQL Server's.
 _BABELFISH_OTHER = 33557097
-# After these the server has rolled the whole transaction back; 3609 and 3616 tell of one that ended in a trigger.
-# Babelfish does so after every error of no number (pull request 2401 of babelfish_extensions).
-_TRANSACTION_ENDED = frozenset({1205, 3609, 3616, 3960, 3961, 3966, 41301, 41302, 41305, 41325, _BABELFISH_OTHER})
+# After these the server has rolled the whole transaction back; 3609 and 3616 tell of one that ended in a trigger, and
+# 3998 of one that an error there had doomed. Babelfish does so after every error of no number (pull request 2401 of
+# babelfish_extensions).
+_TRANSACTION_ENDED = frozenset(
+    {1205, 3609, 3616, 3960, 3961, 3964, 3966, 3998, 41301, 41302, 41305, 41325, _BABELFISH_OTHER}
+)
 
 _Meaning = tuple[type[SagaStoreError], str]
 
@@ -61,6 +64,8 @@ _BY_NUMBER: dict[int, _Meaning] = {
     802: (_RETRY, "the server is out of memory"),
     8645: (_RETRY, "the server had no memory for the query in time"),
     8651: (_RETRY, "the server had no memory for the query"),
+    8628: (_RETRY, "the server took too long to plan the query"),
+    8179: (_RETRY, "the server no longer knows the prepared statement"),
     1101: (_RETRY, "the database has no disk space left"),
     1105: (_RETRY, "the database has no disk space left"),
     9002: (_RETRY, "the transaction log is full"),
@@ -68,15 +73,24 @@ _BY_NUMBER: dict[int, _Meaning] = {
     6005: (_RETRY, "the server is shutting down"),
     6006: (_RETRY, "the server is shutting down"),
     17142: (_RETRY, "the server is paused"),
+    17187: (_RETRY, "the server is starting"),
     17188: (_RETRY, "the server is shutting down"),
+    17197: (_RETRY, "the server took too long to let the login in"),
+    17809: (_RETRY, "the server's limit of connections is reached"),
     18401: (_RETRY, "the server is being upgraded"),
+    615: (_RETRY, "the database is offline"),
+    904: (_RETRY, "the database cannot be opened while the server starts or shuts down"),
+    913: (_RETRY, "the database is not open yet"),
     921: (_RETRY, "the database is not recovered yet"),
     922: (_RETRY, "the database is being recovered"),
     927: (_RETRY, "the database is being restored"),
     942: (_RETRY, "the database is offline"),
+    952: (_RETRY, "the database is changing its state"),
     976: (_RETRY, "the database is on a replica that takes no connections"),
     978: (_RETRY, "the database is on a replica that takes only read-only connections"),
     983: (_RETRY, "the database's availability group is changing its roles"),
+    4060: (_RETRY, "the database is not open yet, or does not exist, or the login may not open it"),
+    4221: (_RETRY, "the database's replica is not ready yet"),
     10928: (_RETRY, "the database's limit of workers or sessions is reached"),
     10929: (_RETRY, "the server is too busy"),
     10936: (_RETRY, "the elastic pool's limit of requests is reached"),
@@ -100,7 +114,6 @@ _BY_NUMBER: dict[int, _Meaning] = {
     208: (SchemaError, "the table is missing: run create_schema()"),
     4902: (SchemaError, "the table is missing: run create_schema()"),
     911: (SagaStoreError, "there is no such database"),
-    4060: (SagaStoreError, "the login may not open the database, or it does not exist"),
     916: (SagaStoreError, "the login may not open the database"),
     18452: (SagaStoreError, "the login failed"),
     18456: (SagaStoreError, "the login failed"),
@@ -115,6 +128,7 @@ _BY_NUMBER: dict[int, _Meaning] = {
     2760: (SagaStoreError, "the schema does not exist, or the login may not use it"),
     3906: (SagaStoreError, "the database is read-only"),
     3930: (SagaStoreError, "an error has doomed the transaction: roll it back (is XACT_ABORT on?)"),
+    3964: (SagaStoreError, "a schema cannot be changed at the isolation level SNAPSHOT"),
     3908: (SagaStoreError, "the database is in emergency or suspect mode"),
     2628: (SagaStoreError, "a value is longer than its column: the table was not made by create_schema()"),
     8152: (SagaStoreError, "a value is longer than its column: the table was not made by create_schema()"),
@@ -247,14 +261,13 @@ def translated(error: BaseException) -> SagaStoreError:
     Args:
         error: The driver's error.
     """
-    message = _message(error)
-    for number in error_numbers(error):
-        if number in _BY_NUMBER:
-            return _made(_BY_NUMBER[number], message)
-        if number == _BABELFISH_OTHER:
-            for text, meaning in _BY_BABELFISH_TEXT:
-                if text.search(message):
-                    return _made(meaning, message)
+    message, numbers = _message(error), error_numbers(error)
+    meanings = [_BY_NUMBER[number] for number in numbers if number in _BY_NUMBER]
+    if _BABELFISH_OTHER in numbers:
+        meanings += [meaning for text, meaning in _BY_BABELFISH_TEXT if text.search(message)]
+    if meanings:
+        # A refused login comes before its reason, and the reason may pass.
+        return _made(next((meaning for meaning in meanings if meaning[0] is _RETRY), meanings[0]), message)
     if _IN_USE in message:
         return _made(_BY_SQLSTATE["24000"], message)
     if _is_freetds_loss(error):

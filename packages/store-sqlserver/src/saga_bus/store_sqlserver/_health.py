@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from saga_bus.store import SagaStoreError
-from saga_bus.store_sqlserver._errors import ends_transaction
 from saga_bus.store_sqlserver._schema import KEY_COLUMNS, Place
 from saga_bus.store_sqlserver._sessions import Session
 from saga_bus.store_sqlserver._values import IDENTIFIER, Statement
@@ -60,8 +59,7 @@ def warnings_about(place: Place, session: Session) -> list[str]:
 def _told(session: Session, statement: Statement, *parameters: str) -> list[tuple[Any, ...]]:
     try:
         return session.read(statement, parameters)
-    except SagaStoreError as error:
-        is_in_transaction = not session.connection.autocommit
-        if session.is_lost or (is_in_transaction and error.__cause__ is not None and ends_transaction(error.__cause__)):
+    except SagaStoreError:
+        if session.is_lost or session.has_ended:
             raise
         return []

@@ -68,9 +68,10 @@ class Operations:
                 if error.__cause__ is None or not is_duplicate(error.__cause__):
                     raise
                 # None is taken where the other saga was deleted meanwhile, or where it is hidden from this
-                # transaction by its snapshot, and then trying again does not help.
+                # transaction by its snapshot, and then trying again does not help; nor where it went with the whole
+                # transaction, without which the saga must not be written.
                 conflict = self._taken(row, correlation_id, session)
-                if conflict is None and tries_left:
+                if conflict is None and tries_left and not session.has_ended:
                     continue
                 raise DuplicateSagaError(
                     saga_name=row.saga_name,
@@ -218,7 +219,7 @@ class Operations:
         try:
             return session.write(self._sql.purge(batch_size, waits=False), parameters)
         except SagaStoreError as error:
-            if error.__cause__ is None or not refuses_readpast(error.__cause__):
+            if error.__cause__ is None or not refuses_readpast(error.__cause__) or session.has_ended:
                 raise
             return session.write(self._sql.purge(batch_size, waits=True), parameters)
 

@@ -5,11 +5,19 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from threading import Lock
 from typing import Any
 
 from saga_bus.store import OutcomeUnknownError, SagaStoreError
-from saga_bus.store_sqlserver._errors import is_deadlock, lost_connection, timed_out, translated, writing
+from saga_bus.store_sqlserver._errors import (
+    ends_transaction,
+    is_deadlock,
+    lost_connection,
+    timed_out,
+    translated,
+    writing,
+)
 from saga_bus.store_sqlserver._odbc import is_freetds, load
 from saga_bus.store_sqlserver._values import FREETDS_TEXT, TEXT, Binding, Statement
 
@@ -33,24 +41,31 @@ class Session:
 
     Args:
         connection: A pyodbc connection.
+        in_transaction: Whether it is for the caller's transaction.
 
     Attributes:
         is_lost: The connection failed or is in doubt, so it is of no more use.
         is_cut: It is lost because the server or the network ended it.
+        has_ended: The server has ended the caller's transaction. The next statement would be in another one or, with
+            FreeTDS, in none, without what the caller did in the first.
         was_victim: The last error was a deadlock, which the server ended by rolling this session's work back.
         used_at: When a statement last succeeded, as `time.monotonic` counts.
+        is_freetds: Whether the driver is FreeTDS.
     """
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, *, in_transaction: bool = False) -> None:
         self.connection = connection
         self.is_lost = False
         self.is_cut = False
+        self.has_ended = False
         self.was_victim = False
         self.used_at = time.monotonic()
         self._cursors: OrderedDict[str, tuple[Any, str]] = OrderedDict()
         self._running: Any = None
+        self._stopping = Lock()
+        self._in_transaction = in_transaction
         self._is_babelfish: bool | None = None
-        self._is_freetds = is_freetds(str(connection.getinfo(_SQL_DRIVER_NAME)))
+        self.is_freetds = is_freetds(str(connection.getinfo(_SQL_DRIVER_NAME)))
 
     @property
     def is_babelfish(self) -> bool:
@@ -193,12 +208,12 @@ class Session:
 
     def cancel(self) -> None:
         """Ask the server to stop the statement that another thread runs here; nothing to stop is no error."""
-        cursor = self._running
-        if cursor is not None:
-            try:
-                cursor.cancel()
-            except load().Error:
-                return  # it has ended by itself, or its own thread learns what is wrong
+        with self._stopping:
+            if self._running is not None:
+                try:
+                    self._running.cancel()
+                except load().Error:
+                    return  # it has ended by itself, or its own thread learns what is wrong
 
     def close(self) -> None:
         """Close the cursors and the connection; one that cannot be closed is as good as closed."""
@@ -230,18 +245,24 @@ class Session:
                 cursor.execute(sql, *parameters)
                 yield cursor
             except BaseException:
-                self._running = None
+                self._no_longer_runs()
                 _close(cursor)
                 raise
-            self._running = None
+            self._no_longer_runs()
             self._cursors[sql] = (cursor, sql)
             if len(self._cursors) > _KEPT_CURSORS:
                 _, (oldest, _) = self._cursors.popitem(last=False)
                 _close(oldest)
             self.used_at = time.monotonic()
 
+    def _no_longer_runs(self) -> None:
+        # A statement that was stopped ends before the call that stopped it; to close it under that one would crash the
+        # process.
+        with self._stopping:
+            self._running = None
+
     def _binding(self, binding: Binding) -> Binding:
-        return FREETDS_TEXT if binding == TEXT and self._is_freetds else binding
+        return FREETDS_TEXT if binding == TEXT and self.is_freetds else binding
 
     @contextmanager
     def _errors(self, meaning: Callable[[BaseException], SagaStoreError]) -> Iterator[None]:
@@ -254,9 +275,20 @@ class Session:
             # After a timeout the driver may not have read the server's last word: such a connection could answer
             # the next statement with this one's result.
             self.is_lost = self.is_lost or self.is_cut or timed_out(error)
+            if self._in_transaction and not self.is_cut:
+                self.has_ended = self.has_ended or ends_transaction(error) or self._aborts()
             raise ours from error
 
+    def _aborts(self) -> bool:
+        """Whether XACT_ABORT is on, so that the server has rolled everything back after whatever error."""
+        try:
+            with closing(self.connection.cursor()) as cursor:
+                return bool(cursor.execute(_XACT_ABORT).fetchval())
+        except load().Error as error:
+            return ends_transaction(error)
 
+
+_XACT_ABORT = "SELECT @@OPTIONS & 16384 AS xact_abort"
 _NOTHING = Statement("SELECT 1 AS alive", ())
 _BABELFISH = Statement("SELECT COALESCE(CAST(SERVERPROPERTY('Babelfish') AS INT), 0) AS babelfish", ())
 

@@ -155,10 +155,10 @@ class SqlServerSagaStore(BaseSagaStore[StateT]):
         return await self._engine.get(saga_name, correlation_id, by_correlation_id=True)
 
     async def _find(self, query: SagaQuery) -> Sequence[FoundRow]:
-        return await self._engine.read(partial(self._operations.find, query))
+        return await self._engine.query(partial(self._operations.find, query))
 
     async def _count(self, where: SagaFilter) -> int:
-        return await self._engine.read(partial(self._operations.count, where))
+        return await self._engine.query(partial(self._operations.count, where))
 
     async def _purge(self, saga_name: str, before: datetime, batch_size: int) -> int:
         return await self._engine.write(partial(self._operations.purge, saga_name, before, batch_size))
