@@ -318,6 +318,20 @@ def test_a_given_pool_costs_a_round_trip_more(server, options, expected):
     asyncio.run(run())
 
 
+def test_the_round_trips_inside_a_transaction(server):
+    """A write has a savepoint around it."""
+
+    async def run():
+        async with store_behind_a_proxy(server) as (proxy, store, _):
+            url = server.url.replace(f":{server.port}/", f":{proxy.port}/")
+            async with connected(url) as connection, connection.transaction():
+                bound = store.bind(connection)
+                await round_trips(proxy, *five_operations(bound))
+                assert await round_trips(proxy, *five_operations(bound)) == [3, 3, 1, 1, 3, 3, 3]
+
+    asyncio.run(run())
+
+
 def test_a_group_is_one_round_trip_but_two_where_it_reads_by_both_keys(server):
     """Five calls at once: the first one leaves alone, the others as a group."""
 

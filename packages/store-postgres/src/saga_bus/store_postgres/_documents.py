@@ -55,7 +55,8 @@ def group_text(rows: Iterable[tuple[SagaRow, Any]]) -> str:
         rows: The rows, each with what its statement needs beside it.
 
     Raises:
-        StateEncodeError: The document of a row is not one JSON value, so it would break out of its place.
+        StateEncodeError: The document of a row is not one JSON value, so it would break out of its place; or it is
+            nested too deeply to see that.
     """
     return _encode([_line(number, row, extra) for number, (row, extra) in enumerate(rows, start=1)]).decode()
 
@@ -85,7 +86,7 @@ def _line(number: int, row: SagaRow, extra: Any) -> _Line:
         state = _one_value(row.document)
         exact = exact_text(row.document)
     except (ValueError, RecursionError) as error:
-        raise StateEncodeError(f"the encoded state is no JSON document: {error}") from error
+        raise StateEncodeError(f"the encoded state cannot be read as JSON: {error}") from error
     return _Line(number, extra, *_columns(row), state, exact)
 
 
