@@ -3,6 +3,7 @@ import asyncio
 import asyncpg
 import pytest
 
+from postgres_helpers import with_user
 from providers import UnavailableError
 from providers.pgbouncer import PrivatePgBouncer
 from providers.postgres import PrivatePostgres
@@ -27,7 +28,7 @@ class PrivateServer:
         self.url = server.url
 
     def url_of(self, user: str, password: str) -> str:
-        return self.url.replace("postgres@", f"{user}:{password}@")
+        return with_user(self.url, user, password)
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
+from postgres_helpers import with_user
 from saga_bus.store.conformance import SagaStoreConformance
 from saga_bus.store.conformance.cases import stateful
 from saga_bus.store_postgres import PostgresSagaStore
@@ -81,11 +84,12 @@ class StoreWithPool(PostgresSagaStore):
 class TestGivenPoolAndEverythingOdd(SagaStoreConformance):
     """A given pool without prepared statements, serializable by default, odd names, time zone and date style."""
 
-    secrets = ("s3cret-kit-password",)
-
     @pytest.fixture(autouse=True)
     def on_database(self, url):
-        self.url = url.replace("postgres@", "postgres:s3cret-kit-password@")
+        parts = urlsplit(url)
+        password = parts.password or "s3cret-kit-password"
+        self.secrets = (password,)
+        self.url = with_user(url, parts.username, password)
 
     async def open_store(self, namespace):
         pool = await asyncpg.create_pool(
@@ -97,6 +101,30 @@ class TestGivenPoolAndEverythingOdd(SagaStoreConformance):
 
     def open_transaction(self, namespace):
         return transaction_on(self.url, namespace, statement_cache_size=0, server_settings=STRICT)
+
+
+class TestOwnPoolAtTheStrictestIsolation(SagaStoreConformance):
+    """The own pool's lanes, where PostgreSQL may refuse any transaction because of another one."""
+
+    @pytest.fixture(autouse=True)
+    def serializable(self, url, monkeypatch):
+        self.url = f"{url}{'&' if urlsplit(url).query else '?'}default_transaction_isolation=serializable"
+        monkeypatch.setattr(stateful, "EXAMPLES", 5)  # one caller, whom isolation does not concern
+
+    def open_store(self, namespace):
+        return SerializableStore(self.url, table=namespace)
+
+    def open_transaction(self, namespace):
+        return transaction_on(self.url, namespace)
+
+
+class SerializableStore(PostgresSagaStore):
+    """Makes sure of the isolation that its URL asks for."""
+
+    async def _open(self):
+        await super()._open()
+        ((level,),) = await self._engine.fetch("SHOW transaction_isolation")
+        assert level == "serializable"
 
 
 class TestTransactionPooler(SagaStoreConformance):
@@ -112,3 +140,18 @@ class TestTransactionPooler(SagaStoreConformance):
 
     def open_transaction(self, namespace):
         return transaction_on(self.url, namespace, statement_cache_size=0)
+
+
+def test_every_ability_but_a_time_to_live_is_declared():
+    """The kit tests what is declared, and would pass over what is not."""
+    assert asdict(PostgresSagaStore.capabilities) == {
+        "conditional_delete": True,
+        "query": True,
+        "retention": True,
+        "schema": True,
+        "transactions": True,
+        "ping": True,
+        "completed_ttl": None,
+        "processes": True,
+        "max_state_bytes": 32 * 1024 * 1024,
+    }

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import time
 import uuid
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
-from postgres_helpers import SAGA, OrderState, connected, follow, locked, new_table, store_on
+from postgres_helpers import SAGA, OrderState, connected, follow, locked, new_table, store_on, with_user
 from saga_bus.store import (
     ConcurrencyError,
     DuplicateSagaError,
@@ -23,6 +26,7 @@ from saga_bus.store import (
     StateTooLargeError,
     StoreClosedError,
     StoreUnavailableError,
+    open_store,
 )
 from saga_bus.store_postgres import PostgresSagaStore
 from saga_bus.store_postgres._errors import sqlstate_of, translated
@@ -34,10 +38,6 @@ def raised(kind, work):
         asyncio.run(work)
     assert type(caught.value) is kind
     return caught.value
-
-
-def with_user(url, user, password):
-    return url.replace("postgres@", f"{user}:{password}@")
 
 
 async def use(url, **options):
@@ -95,9 +95,9 @@ def test_a_role_without_rights(url):
 
     async def run():
         async with store_on(url) as store, connected(url) as connection:
-            await connection.execute(f"CREATE ROLE {role} LOGIN")
+            await connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'r1ght-s3cret'")
             try:
-                await use(url.replace("postgres@", f"{role}@"), table=store._table_name)
+                await use(with_user(url, role, "r1ght-s3cret"), table=store._table_name)
             finally:
                 await connection.execute(f"DROP ROLE {role}")
 
@@ -314,10 +314,54 @@ def test_a_pool_that_is_exhausted(url):
             async with locked(url, store, state.metadata.saga_id):
                 waiting = asyncio.ensure_future(store.update(SAGA, follow(state), 0))
                 await asyncio.sleep(0)  # the update has the one connection now
-                with pytest.raises(StoreUnavailableError, match=r"no connection was free .* within 0.1 s"):
+                with pytest.raises(StoreUnavailableError, match=r"no connection was free within 0.1 s"):
                     await store.count(SagaFilter())
             await waiting
             assert await store.count(SagaFilter()) == 1
+
+    asyncio.run(run())
+
+
+def test_a_given_pool_that_is_exhausted(url):
+    async def run():
+        async with store_on(url) as other, asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
+            store = PostgresSagaStore(pool=pool, table=other._table_name, acquire_timeout=0.1)
+            state = OrderState()
+            async with pool.acquire():
+                for work in (
+                    store.insert(SAGA, "order-1", state),
+                    store.get_by_id(SAGA, "x"),
+                    store.delete(SAGA, "x"),
+                    store.count(SagaFilter()),
+                ):
+                    with pytest.raises(StoreUnavailableError, match=r"no connection was free within 0.1 s") as caught:
+                        await work
+                    assert type(caught.value) is StoreUnavailableError
+            await store.insert(SAGA, "order-1", state)
+            await store.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("min_size", [0, 1])  # the first connection is made by the first operation, or before it
+def test_a_server_that_takes_connections_and_never_answers(min_size):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"postgresql://bob:s3cret@127.0.0.1:{listener.getsockname()[1]}/x"
+        begun = time.monotonic()
+        raised(StoreUnavailableError, use(url, min_size=min_size, connect_timeout=0.3))
+        assert 0.3 <= time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres"])
+def test_open_store_opens_it(url, scheme):
+    async def run():
+        store = open_store(urlsplit(url)._replace(scheme=scheme).geturl(), table=new_table())
+        assert type(store) is PostgresSagaStore
+        async with store:
+            await store.create_schema()
+            await store.insert(SAGA, "order-1", OrderState())
+            assert await store.get_by_correlation_id(SAGA, "order-1") is not None
+            await store.drop_schema()
 
     asyncio.run(run())
 
@@ -395,25 +439,3 @@ def test_errors_that_are_hard_to_provoke(sqlstate):
     assert type(translated(error, writing=False)) is expected
     lost = sqlstate in ("08006", "57P01")
     assert type(translated(error, writing=True)) is (OutcomeUnknownError if lost else expected)
-
-
-def test_health(server):
-    risky = {"synchronous_commit": "off", "default_transaction_read_only": "on"}
-
-    async def run():
-        async with (
-            asyncpg.create_pool(server.url, min_size=0, server_settings=risky) as pool,
-            PostgresSagaStore(pool=pool) as store,
-        ):
-            warnings = (await store.ping()).warnings
-        async with PostgresSagaStore(server.url) as store:
-            return warnings, (await store.ping()).warnings
-
-    risky_warnings, server_warnings = asyncio.run(run())
-    assert [warning.split()[0] for warning in risky_warnings] == [
-        "synchronous_commit",
-        "fsync",
-        "full_page_writes",
-        "transactions",
-    ]
-    assert [warning.split()[0] for warning in server_warnings] == ["fsync", "full_page_writes"]

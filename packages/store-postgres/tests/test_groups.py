@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
 import asyncpg
 import pytest
@@ -156,6 +157,21 @@ def test_a_cancelled_caller_cancels_no_neighbour(url):
             assert isinstance(outcomes[3], asyncio.CancelledError)
             assert [outcome for number, outcome in enumerate(outcomes) if number != 3] == [None] * 9
             assert await store.count(SagaFilter()) == 10
+
+    asyncio.run(run())
+
+
+def test_a_purge_passes_over_what_is_locked_elsewhere(url):
+    async def run():
+        async with store_on(url) as store:
+            states = await inserted(store, 5)
+            ended = [OrderState(metadata=state.metadata.next(is_completed=True)) for state in states]
+            await asyncio.gather(*(store.update(SAGA, state, 0) for state in ended))
+            tomorrow = states[0].metadata.created_at + timedelta(days=1)
+            async with locked(url, store, states[0].metadata.saga_id):
+                assert await asyncio.wait_for(store.delete_completed_before(SAGA, tomorrow, batch_size=2), 20) == 4
+                assert await store.get_by_id(SAGA, states[0].metadata.saga_id) is not None
+            assert await store.delete_completed_before(SAGA, tomorrow) == 1
 
     asyncio.run(run())
 

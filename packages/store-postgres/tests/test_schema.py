@@ -6,14 +6,16 @@ import asyncio
 import subprocess
 import sys
 import uuid
+from datetime import timedelta
 
 import asyncpg
 import pytest
 
-from postgres_helpers import connected, new_table
-from saga_bus.store import InvalidSagaError, SagaFilter, SagaState, SchemaError
+from postgres_helpers import connected, new_table, with_user
+from saga_bus.store import InvalidSagaError, SagaFilter, SagaState, SagaStoreError, SchemaError
 from saga_bus.store_postgres import PostgresSagaStore, check_schema, create_schema, drop_schema, get_schema_sql
 from saga_bus.store_postgres import _schema as schema_work
+from saga_bus.store_postgres._errors import sqlstate_of
 
 NAMES = ["order", "Sagas", 'quote"d', "it's", "with space", "ünïcode", "n" * 60, "a.b", "%s", "{table}", "$1", "back\\"]
 
@@ -184,43 +186,97 @@ def test_versions(url, monkeypatch):
     asyncio.run(run())
 
 
+CREATE = """
+import asyncio, sys
+import asyncpg
+from saga_bus.store_postgres import check_schema, create_schema
+
+async def run():
+    async with asyncpg.create_pool(sys.argv[1], min_size=1) as pool:
+        print("ready", flush=True)
+        for line in sys.stdin:
+            await create_schema(pool, schema=line.strip())
+            await check_schema(pool, schema=line.strip())
+            print("done", flush=True)
+
+asyncio.run(run())
+"""
+
+
 def test_ten_processes_create_at_once(url):
-    schema = new_schema()
-    code = (
-        "import asyncio, sys; from saga_bus.store_postgres import create_schema, check_schema\n"
-        "async def run():\n"
-        "    for work in (create_schema, check_schema): await work(sys.argv[1], schema=sys.argv[2])\n"
-        "asyncio.run(run())"
-    )
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code, url, schema], stderr=subprocess.PIPE, text=True)
-        for _ in range(10)
-    ]
-    assert [(process.communicate()[1], process.returncode) for process in processes] == [("", 0)] * 10
-    asyncio.run(dropped(url, schema))
+    command = [sys.executable, "-c", CREATE, url]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    schemas = [new_schema() for _ in range(3)]
+    processes = [subprocess.Popen(command, **pipes, text=True) for _ in range(10)]
+    said = [[process.stdout.readline()] for process in processes]
+    for schema in schemas:
+        for process in processes:
+            process.stdin.write(f"{schema}\n")
+            process.stdin.flush()
+        for process, lines in zip(processes, said, strict=True):
+            lines.append(process.stdout.readline())
+    ends = [(process.communicate(timeout=60)[1], process.returncode) for process in processes]
+    for schema in schemas:
+        asyncio.run(dropped(url, schema))
+    assert ends == [("", 0)] * 10
+    assert said == [["ready\n", *["done\n"] * 3]] * 10
+
+
+async def refused(work):
+    with pytest.raises(SagaStoreError) as caught:
+        await work
+    assert sqlstate_of(caught.value) == "42501"
 
 
 def test_a_role_without_the_right_to_create_can_do_all_the_rest(url):
     async def run():
         schema, role = new_schema(), f"r_{uuid.uuid4().hex[:8]}"
+        as_role = with_user(url, role, "r1ght-s3cret")
         await create_schema(url, schema=schema)
+        made = await objects(url, schema)
         async with connected(url) as connection:
             await connection.execute(
-                f"CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA {schema} TO {role};"
+                f"CREATE ROLE {role} LOGIN PASSWORD 'r1ght-s3cret'; GRANT USAGE ON SCHEMA {schema} TO {role};"
                 f"GRANT SELECT, INSERT, UPDATE, DELETE ON {schema}.saga_instances TO {role};"
                 f"GRANT SELECT ON {schema}.saga_bus_schema TO {role}"
             )
-            as_role = url.replace("postgres@", f"{role}@")
-            await check_schema(as_role, schema=schema)
-            assert await use(as_role, schema=schema) == 1
-            async with PostgresSagaStore(as_role, schema=schema) as store:
-                await store.create_schema()  # nothing is missing
-                assert (await store.ping()).warnings == ()
-                assert await store.delete_completed_before("OrderSaga", SagaState().metadata.created_at) == 0
-            await dropped(url, schema)
-            await connection.execute(f"DROP ROLE {role}")
+            try:
+                await refused(create_schema(as_role, table="another", schema=schema))
+                await refused(create_schema(as_role, schema=new_schema()))
+                await refused(drop_schema(as_role, schema=schema))
+                await check_schema(as_role, schema=schema)
+                await create_schema(as_role, schema=schema)  # nothing is missing
+                await do_all_but_create(as_role, schema)
+                assert await objects(url, schema) == made
+            finally:
+                await dropped(url, schema)
+                await connection.execute(f"DROP ROLE {role}")
 
     asyncio.run(run())
+
+
+async def do_all_but_create(url, schema):
+    async with PostgresSagaStore(url, schema=schema) as store, connected(url) as connection:
+        assert (await store.ping()).warnings == ()
+        states = [SagaState() for _ in range(4)]
+        await asyncio.gather(*(store.insert("OrderSaga", f"order-{n}", state) for n, state in enumerate(states)))
+        ended = [SagaState(metadata=state.metadata.next(is_completed=True)) for state in states]
+        await asyncio.gather(*(store.update("OrderSaga", state, 0) for state in ended))
+        one, other, bound_one = (state.metadata.saga_id for state in states[:3])
+        assert (await store.get_by_id("OrderSaga", one)).metadata.version == 1
+        assert (await store.get_by_correlation_id("OrderSaga", "order-1")).metadata.saga_id == other
+        await store.delete("OrderSaga", one)
+        await store.delete("OrderSaga", other, 1)
+        async with connection.transaction():
+            bound = store.bind(connection)
+            assert (await bound.get_by_id("OrderSaga", bound_one)).metadata.version == 1
+            await bound.insert("OrderSaga", "order-4", SagaState())
+            await bound.delete("OrderSaga", bound_one, 1)
+        page = await store.find(SagaFilter())
+        assert [record.correlation_id for record in page.items] == ["order-4", "order-3"]
+        assert await store.count(SagaFilter(completed=True)) == 1
+        assert await store.delete_completed_before("OrderSaga", states[0].metadata.created_at + timedelta(days=1)) == 1
+        assert await store.count(SagaFilter()) == 1
 
 
 def test_a_pool_serves_the_helpers_too(url):

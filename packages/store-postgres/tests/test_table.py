@@ -136,6 +136,12 @@ def test_the_hot_path_reads_by_the_keys(url):
             ):
                 plan = await connection.fetchval(f"EXPLAIN (FORMAT JSON) {statement}", *parameters)
                 assert "Seq Scan" not in plan, plan
+            for moment in (YESTERDAY, NOW):
+                plan = await connection.fetchval(
+                    f"EXPLAIN (FORMAT JSON) {sql.purge}", f"{SAGA}1", moment.isoformat(), 1000
+                )
+                assert "ix_completed" in plan, plan  # of few names, either index on it is good
+                assert "Seq Scan" not in plan, plan
             statement, parameters = count_statement(store._quoted, SagaFilter(timeout_due_before=NOW))
             assert "ix_due" in await connection.fetchval(f"EXPLAIN (FORMAT JSON) {statement}", *parameters)
 
@@ -146,7 +152,22 @@ class AnyState(SagaState, kw_only=True):
     data: dict
 
 
-NUMBERS = [-0.0, 0.0, 1e16, -1e16, 1e300, 5e-324, 1.7976931348623157e308, 1.0, 100.0, 2**63 - 1, -(2**63), 0.1]
+NUMBERS = [
+    -0.0,
+    0.0,
+    1e16,
+    -1e16,
+    1e300,
+    1e-9,
+    -1.5e-10,
+    5e-324,
+    1.7976931348623157e308,
+    1.0,
+    100.0,
+    2**63 - 1,
+    -(2**63),
+    0.1,
+]
 
 
 def test_numbers_come_back_as_they_were(url):
@@ -185,6 +206,8 @@ def test_only_what_jsonb_changes_is_kept_twice(url):
         (b'{"a": 1E+16 }', True),
         (b"[1.5e300]", True),
         (b'{"a":-0.0}', True),
+        (b'{"a":5e-324}', True),
+        (b'{"a":[-1e-10,2]}', True),
         (b'{"a":1e-7}', False),
         (b'{"a":-1.5,"b":100}', False),
         (b'{"a":"6e1a2e3b-4e5f"}', False),

@@ -182,7 +182,7 @@ class Connections:
         except DRIVER_ERRORS as error:
             if isinstance(error, TimeoutError) and not isinstance(error, ConnectionError):
                 raise StoreUnavailableError(
-                    f"no connection was free or could be made within {self._acquire_timeout:g} s"
+                    f"no connection was free within {self._acquire_timeout:g} s, or none could be made in time"
                 ) from error
             raise translated(error, writing=False) from error
 

@@ -20,20 +20,21 @@ __all__ = ["exact_text", "group_text", "row_values"]
 
 # Digits become "0" and what may follow a number becomes ",", so that one search finds every exponent.
 _SHAPE = bytes.maketrans(b"123456789E}] \t\r\n", b"000000000e,,,,,,")
-_LARGE = re.compile(rb"0e0{1,3},")
+_EXPONENT = re.compile(rb"0e(?:0+|-00+),")
 
 
 def exact_text(document: bytes) -> str | None:
-    """The document itself where JSONB would change it, else None.
+    """The document itself where JSONB would change it, or write it at many times its length, else None.
 
     JSONB keeps a number's value and scale, but not the sign of -0.0, and it writes 1e16 without the exponent, so
-    that it would be read back as an integer. Digits inside a string can look the same; then a copy is kept
-    without need.
+    that it would be read back as an integer. It writes all the zeros of 1e-300, too: a large state of such numbers
+    would be longer than a text can be, and could not be read. Digits inside a string can look the same; then a copy
+    is kept without need.
 
     Args:
         document: The encoded state.
     """
-    if b"-0.0" in document or _LARGE.search(document.translate(_SHAPE, b"+")):
+    if b"-0.0" in document or _EXPONENT.search(document.translate(_SHAPE, b"+")):
         return document.decode()
     return None
 
@@ -54,7 +55,8 @@ def group_text(rows: Iterable[tuple[SagaRow, Any]]) -> str:
         rows: The rows, each with what its statement needs beside it.
 
     Raises:
-        StateEncodeError: The document of a row is not one JSON value, so it would break out of its place.
+        StateEncodeError: The document of a row is not one JSON value, so it would break out of its place; or it is
+            nested too deeply to see that.
     """
     return _encode([_line(number, row, extra) for number, (row, extra) in enumerate(rows, start=1)]).decode()
 
@@ -83,8 +85,8 @@ def _line(number: int, row: SagaRow, extra: Any) -> _Line:
     try:
         state = _one_value(row.document)
         exact = exact_text(row.document)
-    except ValueError as error:
-        raise StateEncodeError(f"the encoded state is no JSON document: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise StateEncodeError(f"the encoded state cannot be read as JSON: {error}") from error
     return _Line(number, extra, *_columns(row), state, exact)
 
 

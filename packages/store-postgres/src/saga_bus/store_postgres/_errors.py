@@ -40,6 +40,7 @@ _MEANINGS: dict[str, tuple[type[SagaStoreError], str]] = {
     "42P05": (SagaStoreError, _MIXED_UP),
     "25P02": (SagaStoreError, "an earlier error ended the transaction: roll it back"),
     "22": (StateEncodeError, "PostgreSQL cannot hold what the state holds"),
+    "54001": (StateEncodeError, "the state is nested more deeply than the server's max_stack_depth allows"),
     "54": (SagaStoreError, "a limit of PostgreSQL was passed"),
 }
 _LOST = ("08", "57P01", "57P02", "57P04", "57P05")

@@ -36,8 +36,10 @@ StateT = TypeVar("StateT")
 
 _DEFAULT_TABLE = "saga_instances"
 _DEFAULT_SCHEMA = "public"
-# JSONB takes 256 MB, in its own form: a list of one-digit numbers grows sixfold on the way there.
-_MAX_STATE_BYTES = 40 * 1024 * 1024
+# As many one-digit numbers as PostgreSQL reads in one list: its array of 32 bytes for each doubles when it is full
+# (appendElement in jsonb_util.c), and at 2**24 of them it is half of the largest block that it allocates. The JSONB
+# of such a list is six times as large as the JSON, which no other shape exceeds, and so below its own limit of 256 MB.
+_MAX_STATE_BYTES = 32 * 1024 * 1024
 
 
 class PostgresSagaStore(BaseSagaStore[StateT]):
@@ -188,7 +190,7 @@ class PostgresSagaStore(BaseSagaStore[StateT]):
 
     async def _ping(self) -> Sequence[str]:
         async with self._engine.connection() as connection:
-            return await warnings_about(connection)
+            return await warnings_about(connection, self._schema_name, self._table_name)
 
 
 async def create_schema(database: Any, *, table: str = _DEFAULT_TABLE, schema: str = _DEFAULT_SCHEMA) -> None:
