@@ -118,6 +118,7 @@ class ConformanceReport:
             "levels": self.levels,
             "declared": self.declared,
             "undeclared": self.undeclared,
+            "index_lag_seconds": self.capabilities.index_lag.total_seconds(),
             "cases": [asdict(result) for result in self.results],
         }
 
@@ -142,6 +143,9 @@ class ConformanceReport:
         counts = Counter(result.outcome for result in self.results)
         lines.append(f"level: {', '.join(self.levels) or ('none' if self.complete else 'not judged, as not all ran')}")
         lines.append(f"not declared: {', '.join(self.undeclared) or 'nothing'}")
+        if self.capabilities.index_lag:
+            lag = self.capabilities.index_lag.total_seconds()
+            lines.append(f"index lag: find, count and delete_completed_before were given up to {lag:g} s, as declared")
         lines.append(
             f"{counts['passed']} passed, {counts['failed']} failed, {counts['undeclared']} undeclared"
             + (f", {missing} not run" if missing else "")
