@@ -99,7 +99,8 @@ def run_machine(
 ) -> None:
     """Compare a store with a plain model, step by step; for a thread that runs no event loop.
 
-    Each example has an event loop of its own, and opens and closes its store in it.
+    Each example has an event loop of its own, and opens and closes its store in it. One store more is opened first,
+    to learn what it declares.
 
     Args:
         open_store: Opens a store on a fresh place.
