@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+from datetime import timedelta
 
 import pytest
 
 from controls import CONTROLS, Control, report
+from controls.control import hooks_of
 from controls.report import findings, judge, print_controls
-from controls.sound import SOUND
+from controls.sound import SOUND, LaggingStore
+from saga_bus.store.conformance import run_conformance
 from saga_bus.store.conformance.cases import CASES
 
 # Cases that no broken store is known to fail; each needs a reason, and there is none at present.
@@ -40,12 +44,31 @@ def test_is_failed_for_its_fault(control: Control, tmp_path):
         assert finding.failed, f"{finding.case} does not find: {control.fault}; it said {finding.message!r}"
 
 
+INDEXED = [control for control in CONTROLS if control.cases[0].startswith(("query_", "retention_", "insert_"))]
+
+
+@pytest.mark.parametrize("control", INDEXED, ids=name_of)
+def test_a_declared_lag_hides_no_fault_that_stays(control: Control, tmp_path):
+    lag = max(control.store.capabilities.index_lag, timedelta(seconds=0.05))
+    declared = dataclasses.replace(control.store.capabilities, index_lag=lag)
+    store = type(control.store.__name__, (control.store,), {"capabilities": declared})
+    assert judge(store, control.cases[0], tmp_path), control.fault
+
+
 @pytest.mark.parametrize("base", SOUND, ids=lambda base: base.__qualname__)
 def test_the_sound_base_passes(base, tmp_path):
     cases = dict.fromkeys(case for control in CONTROLS if control.base is base for case in control.cases)
     assert cases, "a base of no control is of no use"
     verdicts = {case: judge(base, case, tmp_path) for case in cases}
     assert {case: message for case, message in verdicts.items() if message} == {}
+
+
+def test_a_store_that_lags_no_longer_than_it_declares_passes_the_whole_kit(tmp_path):
+    report = asyncio.run(run_conformance(hooks_of(LaggingStore, tmp_path).open_store))
+    assert report.ok, report.verdict()
+    assert {"core", "query", "retention"} <= set(report.levels)
+    assert "\nindex lag: 0:00:00.050000, as declared" in report.verdict()
+    assert report.as_dict()["index_lag"] == "0:00:00.050000"
 
 
 def test_the_table_names_faults_and_cases_and_tells_a_control_that_passes(monkeypatch, capsys):

@@ -20,6 +20,7 @@ THEMES = (
     "identifying",
     "searching",
     "retaining",
+    "lagging",
     "housing",
     "living",
     "racing",

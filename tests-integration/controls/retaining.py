@@ -150,7 +150,7 @@ class DryRunDeletes(InMemorySagaStore[Any]):
         return await super().delete_completed_before(saga_name, before, batch_size=batch_size)
 
 
-@fails("retention_dry_run_only_counts", says="as a dry run: expected 4, got 2")
+@fails("retention_dry_run_only_counts", says="as a dry run with four old completed sagas: expected 4, got 2")
 class DryRunCountsOneBatch(InMemorySagaStore[Any]):
     """A dry run counts no further than one batch."""
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,6 +25,7 @@ __all__ = [
     "ExpiringStore",
     "FilteringStore",
     "KeyingStore",
+    "LaggingStore",
     "LimitedStore",
     "RewritingStore",
     "put",
@@ -186,6 +190,80 @@ class ExpiringStore(InMemorySagaStore[Any]):
         self.deadlines.pop((saga_name, saga_id), None)
 
 
+Key = tuple[str, str]
+
+
+class _Changes(defaultdict[Key, list[tuple[float, StoredRow | None]]]):
+    """When the index of a place learns what of each saga; None for that it is gone."""
+
+    def __init__(self) -> None:
+        super().__init__(list)
+
+
+_changes: WeakKeyDictionary[Database, _Changes] = WeakKeyDictionary()
+
+
+class LaggingStore(InMemorySagaStore[Any]):
+    """A store whose searches read an index that learns of each write a moment later."""
+
+    capabilities = replace(InMemorySagaStore.capabilities, index_lag=timedelta(seconds=0.05))
+    lag = 0.03  # seconds
+
+    def lag_of(self, saga_id: str) -> float:
+        """How many seconds later the index learns of a saga; not of all at the same time, as with partitions."""
+        return self.lag * (1 + sum(saga_id.encode()) % 3) / 3
+
+    @property
+    def index(self) -> Database:
+        """What the index knows by now."""
+        now, known = time.monotonic(), Database()
+        for key, changes in _changes.setdefault(self._database, _Changes()).items():
+            latest = next((stored for when, stored in reversed(changes) if when <= now), None)
+            if latest is not None:
+                known.by_id[key] = latest
+        return known
+
+    def changed(self, key: Key) -> None:
+        """Tell the index of a saga that was just written or deleted."""
+        stored = self._database.by_id.get(key)
+        news = None if stored is None else StoredRow(stored.row, stored.correlation_id)
+        changes = _changes.setdefault(self._database, _Changes())
+        changes[key].append((time.monotonic() + self.lag_of(key[1]), news))
+
+    def doomed(self, old: SagaFilter) -> Iterator[StoredRow]:
+        """What a purge deletes: what the index knows of and is still old."""
+        known = {(entry.row.saga_name, entry.row.saga_id) for entry in self.index.matching(old)}
+        now = self._database.matching(old)
+        return (stored for stored in now if (stored.row.saga_name, stored.row.saga_id) in known)
+
+    async def _insert(self, row: SagaRow, correlation_id: str) -> None:
+        await super()._insert(row, correlation_id)
+        self.changed((row.saga_name, row.saga_id))
+
+    async def _update(self, row: SagaRow, expected_version: int) -> None:
+        await super()._update(row, expected_version)
+        self.changed((row.saga_name, row.saga_id))
+
+    async def _delete(self, saga_name: str, saga_id: str, expected_version: int | None) -> None:
+        await super()._delete(saga_name, saga_id, expected_version)
+        self.changed((saga_name, saga_id))
+
+    async def _find(self, query: SagaQuery) -> Sequence[FoundRow]:
+        return self.index.page(query)
+
+    async def _count(self, where: SagaFilter) -> int:
+        return sum(1 for _ in self.index.matching(where))
+
+    async def _purge(self, saga_name: str, before: datetime, batch_size: int) -> int:
+        old = SagaFilter(saga_name=saga_name, completed=True, updated_before=before)
+        batch = list(islice(self.doomed(old), batch_size))
+        for stored in batch:
+            self._database.remove(stored)
+            self.changed((stored.row.saga_name, stored.row.saga_id))
+        await asyncio.sleep(0)
+        return len(batch)
+
+
 SOUND: tuple[type[Any], ...] = (
     RewritingStore,
     KeyingStore,
@@ -193,6 +271,7 @@ SOUND: tuple[type[Any], ...] = (
     FilteringStore,
     LimitedStore,
     ExpiringStore,
+    LaggingStore,
     InMemorySagaStore,
     SqliteSagaStore,
 )

@@ -41,6 +41,8 @@ class StoreCapabilities:
         completed_ttl: How long after its last update a completed saga expires by itself, None for never.
         processes: Several processes can work on the same data.
         max_state_bytes: The largest encoded state in bytes, None when there is no limit worth knowing.
+        index_lag: How long after a write ``find``, ``count`` and ``delete_completed_before`` may still miss it, or
+            see what was there before; zero for never. Reads by key are never late.
     """
 
     conditional_delete: bool = False
@@ -52,6 +54,7 @@ class StoreCapabilities:
     completed_ttl: timedelta | None = None
     processes: bool = False
     max_state_bytes: int | None = None
+    index_lag: timedelta = timedelta(0)
 
 
 def capabilities_of(store: object) -> StoreCapabilities:
@@ -160,7 +163,11 @@ class DeletesConditionally(Protocol):
 
 @runtime_checkable
 class FindsSagas(Protocol[StateT_co]):
-    """The ability ``query``."""
+    """The ability ``query``.
+
+    A store with an ``index_lag`` may answer as it would have before its latest writes; a record matches the filter
+    all the same, and a page has no saga twice.
+    """
 
     async def find(self, saga_filter: SagaFilter, *, limit: int = 100, cursor: str | None = None) -> Page[StateT_co]:
         """Find sagas, a page at a time, in the filter's total order.
@@ -189,7 +196,11 @@ class FindsSagas(Protocol[StateT_co]):
 
 @runtime_checkable
 class PurgesSagas(Protocol):
-    """The ability ``retention``."""
+    """The ability ``retention``.
+
+    A store with an ``index_lag`` may leave what was completed just now for the next time; what it deletes is old and
+    completed at that moment all the same.
+    """
 
     async def delete_completed_before(
         self, saga_name: str, before: datetime, *, batch_size: int = 1000, dry_run: bool = False

@@ -8,9 +8,10 @@ import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from saga_bus.store.conformance import expect
+from saga_bus.store.conformance.lag import purged, settled
 from saga_bus.store.conformance.states import MAIN, STATE_TYPES, KitState, new_state
 from saga_bus.store.protocol import StoreCapabilities, capabilities_of
 
@@ -28,6 +29,8 @@ __all__ = [
     "close_store",
     "run_case",
 ]
+
+T = TypeVar("T")
 
 CORE = "core"
 ABILITIES = (
@@ -272,6 +275,38 @@ class Kit:
         store = await self.store()
         expect.none(await store.get_by_id(saga_name, saga_id), f"{what}, by id")
         expect.none(await store.get_by_correlation_id(saga_name, correlation_id), f"{what}, by correlation id")
+
+    async def settles(self, look: Callable[[], Awaitable[T]]) -> T:
+        """Look into an index, and return what was found; repeated within the store's declared ``index_lag`` only.
+
+        Args:
+            look: Asks the store, and fails when the answer is not the expected one.
+        """
+        return await settled(look, self.capabilities.index_lag)
+
+    async def sees(self, ask: Callable[[], Awaitable[object]], expected: object, what: str) -> None:
+        """Fail unless a question that an index answers has the expected answer.
+
+        Args:
+            ask: Asks the store.
+            expected: The answer that must come.
+            what: What the answer is.
+        """
+
+        async def look() -> None:
+            expect.equal(await ask(), expected, what)
+
+        await self.settles(look)
+
+    async def purges(self, purge: Callable[..., Awaitable[int]], number: int, what: str) -> None:
+        """Fail unless a purge deletes so many sagas.
+
+        Args:
+            purge: ``delete_completed_before`` with its arguments.
+            number: How many must go.
+            what: What the number is.
+        """
+        expect.equal(await purged(purge, number, self.capabilities.index_lag), number, what)
 
     async def clean_up(self) -> None:
         """Drop what the kit created and close every store that it opened."""

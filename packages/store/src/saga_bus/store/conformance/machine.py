@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from copy import deepcopy
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, settings
@@ -22,6 +23,7 @@ from hypothesis.stateful import (
 )
 
 from saga_bus.store.conformance import expect
+from saga_bus.store.conformance.lag import InexcusableError, find_page, purged, settled
 from saga_bus.store.conformance.model import (
     CONTENTS,
     FILTERS,
@@ -34,10 +36,10 @@ from saga_bus.store.conformance.model import (
     Model,
 )
 from saga_bus.store.errors import ConcurrencyError, DuplicateSagaError, InvalidSagaError, SagaNotFoundError
-from saga_bus.store.protocol import capabilities_of
+from saga_bus.store.protocol import StoreCapabilities, capabilities_of
 from saga_bus.store.query import SagaFilter
 
-__all__ = ["SAGA_NAMES", "STATE_TYPES", "MachineState", "machine_settings", "run_machine"]
+__all__ = ["SAGA_NAMES", "STATE_TYPES", "MachineState", "declared_by", "machine_settings", "run_machine"]
 
 
 _names = st.sampled_from(SAGA_NAMES)
@@ -50,11 +52,29 @@ _limits = st.integers(1, 3)
 _batches = st.sampled_from(((1, False), (2, False), (3, False), (1, True)))
 
 
-def machine_settings(examples: int, **others: Any) -> settings:
+async def declared_by(
+    open_store: Callable[[], Awaitable[Any]], close: Callable[[Any], Awaitable[None]]
+) -> StoreCapabilities:
+    """What a store declares, which is opened and closed for it.
+
+    Args:
+        open_store: Opens a store.
+        close: Closes it.
+    """
+    store = await open_store()
+    try:
+        return capabilities_of(store)
+    finally:
+        await close(store)
+
+
+def machine_settings(examples: int, *, lag: timedelta, **others: Any) -> settings:
     """Settings under which every run makes the same scripts and leaves nothing behind.
 
     Args:
         examples: How many scripts.
+        lag: The ``index_lag`` of the stores. With one, a script that fails is not made shorter, as each of hundreds
+            of tries would wait for it.
         **others: More of hypothesis's settings.
     """
     return settings(
@@ -64,7 +84,7 @@ def machine_settings(examples: int, **others: Any) -> settings:
         deadline=None,
         print_blob=False,
         report_multiple_bugs=False,
-        phases=(Phase.generate, Phase.shrink),
+        phases=(Phase.generate,) if lag else (Phase.generate, Phase.shrink),
         suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much),
         **others,
     )
@@ -79,7 +99,8 @@ def run_machine(
 ) -> None:
     """Compare a store with a plain model, step by step; for a thread that runs no event loop.
 
-    Each example has an event loop of its own, and opens and closes its store in it.
+    Each example has an event loop of its own, and opens and closes its store in it. One store more is opened first,
+    to learn what it declares.
 
     Args:
         open_store: Opens a store on a fresh place.
@@ -91,9 +112,10 @@ def run_machine(
         AssertionError: The store differs from the model; the message names the rule, and hypothesis's notes
             on the exception hold the shortest script found.
     """
+    lag = asyncio.run(declared_by(open_store, close)).index_lag
     run_state_machine_as_test(
         lambda: StoreMachine(open_store, close),  # type: ignore[arg-type]  # any factory serves, says its documentation
-        settings=machine_settings(examples, stateful_step_count=steps),
+        settings=machine_settings(examples, lag=lag, stateful_step_count=steps),
     )
 
 
@@ -226,25 +248,34 @@ class StoreMachine(RuleBasedStateMachine):
     def find(self, where: SagaFilter, limit: int) -> None:
         """Walk all pages of a search."""
         expected = self._model.find(where)
-        found: list[tuple[str, str, Any]] = []
-        cursor: str | None = None
-        while True:
-            page = self._done("find", self._store.find, where, limit=limit, cursor=cursor)
-            expect.true(len(page.items) <= limit, f"find: a page of {len(page.items)} with the limit {limit}")
-            found += [(record.saga_name, record.correlation_id, record.state) for record in page.items]
-            cursor = page.cursor
-            if cursor is None:
-                break
-            expect.true(page.items, "find: an empty page with more behind it")
-            expect.true(len(found) <= len(expected), f"find: more records than the {len(expected)} that match")
-        expect.true(found == expected, f"find: found {_listed(found)}, not {_listed(expected)}")
+
+        async def look() -> None:
+            found: list[tuple[str, str, Any]] = []
+            cursor: str | None = None
+            while True:
+                page = await _answer("find", find_page, self._store, where, "find", limit=limit, cursor=cursor)
+                expect.true(len(page.items) <= limit, f"find: a page of {len(page.items)} with the limit {limit}")
+                found += [(record.saga_name, record.correlation_id, record.state) for record in page.items]
+                cursor = page.cursor
+                if cursor is None:
+                    break
+                expect.true(page.items, "find: an empty page with more behind it")
+                expect.true(len(found) <= len(expected), f"find: more records than the {len(expected)} that match")
+            expect.true(found == expected, f"find: found {_listed(found)}, not {_listed(expected)}")
+
+        self._runner.run(settled(look, self._abilities.index_lag))
 
     @precondition(lambda self: self._abilities.query)
     @rule(where=_filters)
     def count(self, where: SagaFilter) -> None:
         """Count the sagas of a search."""
-        counted, expected = self._done("count", self._store.count, where), len(self._model.find(where))
-        expect.true(counted == expected, f"count: {counted}, not {expected}")
+        expected = len(self._model.find(where))
+
+        async def look() -> None:
+            counted = await _answer("count", self._store.count, where)
+            expect.true(counted == expected, f"count: {counted}, not {expected}")
+
+        self._runner.run(settled(look, self._abilities.index_lag))
 
     @precondition(lambda self: self._abilities.retention)
     @rule(saga_name=_names, before=_moments, batch=_batches)
@@ -252,12 +283,19 @@ class StoreMachine(RuleBasedStateMachine):
         """Delete the completed sagas that are older than a moment, a batch at a time or as a dry run."""
         batch_size, dry_run = batch
         old = self._model.find(SagaFilter(saga_name=saga_name, completed=True, updated_before=before))
-        purge = self._store.delete_completed_before
-        deleted = self._done("purge", purge, saga_name, before, batch_size=batch_size, dry_run=dry_run)
+        purge = partial(_answer, "purge", self._store.delete_completed_before, saga_name, before, batch_size=batch_size)
+
+        async def look() -> None:
+            counted = await purge(dry_run=True)
+            expect.true(counted == len(old), f"purge: {counted} sagas, not {len(old)}, as a dry run")
+
+        if dry_run:
+            self._runner.run(settled(look, self._abilities.index_lag))
+            return
+        deleted = self._runner.run(purged(purge, len(old), self._abilities.index_lag))
         expect.true(deleted == len(old), f"purge: {deleted} sagas, not {len(old)}")
-        if not dry_run:
-            for _, _, state in old:
-                self._model.remove(saga_name, state.metadata.saga_id)
+        for _, _, state in old:
+            self._model.remove(saga_name, state.metadata.saga_id)
 
     # -- after every step --------------------------------------------------------------------------------
 
@@ -306,10 +344,7 @@ class StoreMachine(RuleBasedStateMachine):
         return content.state(held.metadata.saga_id, version, created=held.metadata.created_at)
 
     def _done(self, what: str, operation: Callable[..., Awaitable[Any]], *arguments: Any, **options: Any) -> Any:
-        try:
-            return self._runner.run(_awaited(operation, *arguments, **options))
-        except Exception as error:
-            raise AssertionError(f"{what}: raised {type(error).__name__}: {error}") from error
+        return self._runner.run(_answer(what, operation, *arguments, **options))
 
     def _refused(
         self, what: str, expected: type[Exception], operation: Callable[..., Awaitable[Any]], *arguments: Any
@@ -329,6 +364,15 @@ class StoreMachine(RuleBasedStateMachine):
     def _names_versions(what: str, error: Any, expected: int, actual: int) -> None:
         expect.true(error.expected_version == expected, f"{what}: .expected_version is {error.expected_version}")
         expect.true(error.actual_version in (None, actual), f"{what}: .actual_version is {error.actual_version}")
+
+
+async def _answer(what: str, operation: Callable[..., Awaitable[Any]], *arguments: Any, **options: Any) -> Any:
+    try:
+        return await operation(*arguments, **options)
+    except InexcusableError:
+        raise
+    except Exception as error:
+        raise InexcusableError(f"{what}: raised {type(error).__name__}: {error}") from error
 
 
 async def _awaited(operation: Callable[..., Awaitable[Any]], *arguments: Any, **options: Any) -> Any:

@@ -22,6 +22,9 @@ __all__ = [
     "Content",
     "MachineState",
     "Model",
+    "descends",
+    "place_in",
+    "selects",
     "shown_fields",
 ]
 
@@ -212,20 +215,49 @@ class Model:
         found = [
             (saga_name, correlation_id, state)
             for (saga_name, _), (correlation_id, state) in self.sagas.items()
-            if _selected(saga_name, state.metadata, where)
+            if selects(where, saga_name, state.metadata)
         ]
-        order = where.order or ("due" if where.timeout_due_before else "newest")
-        found.sort(key=lambda one: (_moment(order, one[2].metadata), one[0], one[2].metadata.saga_id))
-        return found[::-1] if order == "newest" else found
+        found.sort(key=lambda one: place_in(where, one[0], one[2].metadata), reverse=descends(where))
+        return found
 
 
-def _moment(order: str, metadata: SagaMetadata) -> datetime:
-    if order == "due":
-        return metadata.timeout_expires_at or metadata.created_at
-    return metadata.created_at if order == "newest" else metadata.updated_at
+def _order(where: SagaFilter) -> str:
+    return where.order or ("due" if where.timeout_due_before else "newest")
 
 
-def _selected(saga_name: str, metadata: SagaMetadata, where: SagaFilter) -> bool:
+def descends(where: SagaFilter) -> bool:
+    """Whether the last place of a filter's order comes first.
+
+    Args:
+        where: The filter.
+    """
+    return _order(where) == "newest"
+
+
+def place_in(where: SagaFilter, saga_name: str, metadata: SagaMetadata) -> tuple[datetime, str, str]:
+    """The place of a saga in the order of a filter that selects it.
+
+    Args:
+        where: The filter.
+        saga_name: The saga's name.
+        metadata: The metadata of its state.
+    """
+    moments = {
+        "due": metadata.timeout_expires_at or metadata.created_at,
+        "newest": metadata.created_at,
+        "stalest": metadata.updated_at,
+    }
+    return moments[_order(where)], saga_name, metadata.saga_id
+
+
+def selects(where: SagaFilter, saga_name: str, metadata: SagaMetadata) -> bool:
+    """Whether a saga is what a filter asks for.
+
+    Args:
+        where: The filter.
+        saga_name: The saga's name.
+        metadata: The metadata of its state.
+    """
     wanted: list[tuple[object, object]] = [
         (where.saga_name, saga_name),
         (where.completed, metadata.is_completed),

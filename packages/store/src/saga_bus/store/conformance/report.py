@@ -118,6 +118,7 @@ class ConformanceReport:
             "levels": self.levels,
             "declared": self.declared,
             "undeclared": self.undeclared,
+            "index_lag": str(self.capabilities.index_lag),
             "cases": [asdict(result) for result in self.results],
         }
 
@@ -142,6 +143,8 @@ class ConformanceReport:
         counts = Counter(result.outcome for result in self.results)
         lines.append(f"level: {', '.join(self.levels) or ('none' if self.complete else 'not judged, as not all ran')}")
         lines.append(f"not declared: {', '.join(self.undeclared) or 'nothing'}")
+        if self.capabilities.index_lag:
+            lines.append(f"index lag: {self.capabilities.index_lag}, as declared, in which an index may miss a write")
         lines.append(
             f"{counts['passed']} passed, {counts['failed']} failed, {counts['undeclared']} undeclared"
             + (f", {missing} not run" if missing else "")

@@ -154,13 +154,19 @@ class Player:
         self._store = store
         self._where = SagaFilter()
         self._cursor: str | None = None
+        self._call: Call | None = None
+        self._start: tuple[SagaFilter, str | None] = self._where, self._cursor
+        self._deleted = 0
 
     async def play(self, call: Call) -> Outcome:
-        """Make one call.
+        """Make one call; made again, a search starts from the same place, and a purge counts what it deleted before.
 
         Args:
             call: The call.
         """
+        if call is not self._call:
+            self._call, self._start, self._deleted = call, (self._where, self._cursor), 0
+        self._where, self._cursor = self._start
         try:
             return Outcome(result=await self._result(call))
         except Exception as error:  # noqa: BLE001 - what it raises is what is compared
@@ -186,7 +192,9 @@ class Player:
             case "count":
                 return await self._store.count(step.where)
             case "purge":
-                return await self._store.delete_completed_before(saga_name, step.before, batch_size=step.limit)
+                purge = self._store.delete_completed_before
+                self._deleted += await purge(saga_name, step.before, batch_size=step.limit)
+                return self._deleted
             case "find":
                 self._where, self._cursor = step.where, None
                 return await self._page(step.where, step.limit, None)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 from saga_bus.store.conformance import expect
 from saga_bus.store.conformance.kit import Kit, case
+from saga_bus.store.conformance.lag import find_page
 from saga_bus.store.conformance.states import MAIN, OTHER, follow, new_state
 from saga_bus.store.errors import ConcurrencyError, DuplicateSagaError, InvalidSagaError
 from saga_bus.store.query import SagaFilter
@@ -175,7 +177,12 @@ async def refused_insert_leaves_nothing(kit: Kit) -> None:
     same_id = new_state("second", metadata=SagaMetadata.fresh(first.metadata.saga_id))
     await expect.raises(store.insert(MAIN, "order-2", same_id), DuplicateSagaError, "a taken id")
     await expect.raises(store.insert(MAIN, "order-1", new_state("third")), DuplicateSagaError, "a taken correlation id")
-    expect.equal(await store.count(SagaFilter()), 1, "the number of sagas after two refused inserts")
-    page = await store.find(SagaFilter())
-    expect.equal([item.correlation_id for item in page.items], ["order-1"], "what is found after two refused inserts")
-    expect.same_state(page.items[0].state, first, "the saga that is found")
+    await kit.sees(partial(store.count, SagaFilter()), 1, "the number of sagas after two refused inserts")
+
+    async def look() -> None:
+        what = "what is found after two refused inserts"
+        page = await find_page(store, SagaFilter(), what)
+        expect.equal([item.correlation_id for item in page.items], ["order-1"], what)
+        expect.same_state(page.items[0].state, first, "the saga that is found")
+
+    await kit.settles(look)

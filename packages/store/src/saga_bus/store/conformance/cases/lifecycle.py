@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 
 from saga_bus.store.conformance import expect
@@ -143,6 +144,11 @@ async def tells_no_secret(kit: Kit) -> None:
 async def declared_abilities_are_there(kit: Kit) -> None:
     """A declared ability has its methods; an undeclared one raises UnsupportedOperationError where it has any."""
     store = await kit.store()
+    lag = kit.capabilities.index_lag
+    expect.true(
+        isinstance(lag, timedelta) and lag >= timedelta(0),
+        f"the store declares an index_lag of {lag!r}, which must be a timedelta of 0 or more",
+    )
     arguments: dict[str, tuple[Any, ...]] = {
         "find": (SagaFilter(),),
         "count": (SagaFilter(),),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta, timezone
+from functools import partial
+from itertools import count
 from typing import Any
 
 from saga_bus.store.conformance import expect
 from saga_bus.store.conformance.kit import Kit, case
+from saga_bus.store.conformance.lag import find_page
 from saga_bus.store.conformance.states import MAIN, OTHER, KitState, follow, new_state
 from saga_bus.store.errors import InvalidSagaError
-from saga_bus.store.query import SagaFilter
+from saga_bus.store.query import Page, SagaFilter, SagaOrder
 from saga_bus.store.state import SagaMetadata
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -40,29 +44,54 @@ async def _fill(kit: Kit, metadata: Sequence[SagaMetadata], saga_name: str = MAI
     return states
 
 
+def _ids(page: Page[Any]) -> list[str]:
+    return [item.state.metadata.saga_id for item in page.items]
+
+
 async def _walk(store: Any, saga_filter: SagaFilter, limit: int) -> list[str]:
     """The ids of all pages; fails on a page that promises more and is empty, or that is too long."""
     ids: list[str] = []
     cursor = None
     for _ in range(1000):
-        page = await store.find(saga_filter, limit=limit, cursor=cursor)
+        page = await find_page(store, saga_filter, "a page of a walk", limit=limit, cursor=cursor)
         expect.true(len(page.items) <= limit, f"a page of {len(page.items)} records with limit={limit}")
         expect.true(
             page.items or (cursor is None and page.cursor is None),
             f"an empty page after {len(ids)} records, though the page before promised more",
         )
-        ids += [item.state.metadata.saga_id for item in page.items]
+        ids += _ids(page)
         cursor = page.cursor
         if cursor is None:
             return ids
     raise AssertionError(f"1,000 pages with limit={limit} came to no end")
 
 
+async def _walks(kit: Kit, saga_filter: SagaFilter, limit: int, ids: Sequence[str], what: str) -> None:
+    """Fail unless all pages together have these ids, in this order."""
+    await kit.sees(partial(_walk, await kit.store(), saga_filter, limit), list(ids), what)
+
+
 async def _finds(kit: Kit, saga_filter: SagaFilter, ids: Sequence[str], what: str) -> None:
+    """Fail unless one page has these ids, in this order, and as many are counted."""
     store = await kit.store()
-    page = await store.find(saga_filter, limit=1000)
-    expect.equal([item.state.metadata.saga_id for item in page.items], list(ids), f"find, {what}")
-    expect.equal(await store.count(saga_filter), len(ids), f"count, {what}")
+
+    async def found() -> list[str]:
+        return _ids(await find_page(store, saga_filter, f"find, {what}", limit=1000))
+
+    await kit.sees(found, list(ids), f"find, {what}")
+    await kit.sees(partial(store.count, saga_filter), len(ids), f"count, {what}")
+
+
+async def _page(kit: Kit, saga_filter: SagaFilter, number: int, what: str, *, limit: int = 1000) -> Page[Any]:
+    """A page, which must have so many records."""
+    store = await kit.store()
+
+    async def look() -> Page[Any]:
+        page = await find_page(store, saga_filter, what, limit=limit)
+        expect.equal(len(page.items), number, what)
+        return page
+
+    return await kit.settles(look)
 
 
 @case("query")
@@ -77,10 +106,9 @@ async def nothing_in_an_empty_store(kit: Kit) -> None:
 @case("query")
 async def records_are_whole(kit: Kit) -> None:
     """A record holds the saga's name, its correlation id and its whole state, as an object of its own."""
-    store = await kit.store()
     state = await kit.inserted("order-1", "kept", tags=["a"], data={"k": 1})
     for _ in range(2):
-        (record,) = (await store.find(SagaFilter())).items
+        (record,) = (await _page(kit, SagaFilter(), 1, "the number of records with one saga in the store")).items
         expect.equal(record.saga_name, MAIN, "the record's saga name")
         expect.equal(record.correlation_id, "order-1", "the record's correlation id")
         expect.same_state(record.state, state, "the record's state")
@@ -186,7 +214,7 @@ async def due_timeouts_in_order(kit: Kit) -> None:
     )
     due = SagaFilter(timeout_due_before=START + 40 * SECOND)
     await _finds(kit, due, ["id-002", "id-003", "id-001"], "timeouts due")
-    expect.equal(await _walk(store, due, 1), ["id-002", "id-003", "id-001"], "timeouts due, page by page")
+    await _walks(kit, due, 1, ["id-002", "id-003", "id-001"], "timeouts due, page by page")
     await store.update(MAIN, follow(states["id-002"], timeout=None), 0)
     await store.update(MAIN, follow(states["id-003"], timeout_expires_at=START + 35 * SECOND), 0)
     await store.update(MAIN, follow(states["id-001"], is_completed=True), 0)
@@ -220,7 +248,6 @@ async def stalest_first(kit: Kit) -> None:
 @case("query")
 async def order_is_total(kit: Kit) -> None:
     """Sagas of one timestamp, of one id under two names too, have one stable order that pages never break."""
-    store = await kit.store()
     await _fill(kit, [_at(number, due=1) for number in range(12)])
     await _fill(kit, [_at(number, due=1) for number in range(6, 18)], OTHER)
     for saga_filter in (
@@ -229,13 +256,10 @@ async def order_is_total(kit: Kit) -> None:
         SagaFilter(timeout_due_before=START + 9 * SECOND),
         SagaFilter(saga_name=OTHER),
     ):
-        page = await store.find(saga_filter, limit=100)
-        whole = [(item.saga_name, item.state.metadata.saga_id) for item in page.items]
         size = 12 if saga_filter.saga_name else 24
-        expect.equal(len(set(whole)), size, f"the number of different sagas with {saga_filter}")
-        ids = [saga_id for _, saga_id in whole]
+        page = await _page(kit, saga_filter, size, f"the number of different sagas with {saga_filter}")
         for limit in (1, 5, 7):
-            expect.equal(await _walk(store, saga_filter, limit), ids, f"the ids in pages of {limit}")
+            await _walks(kit, saga_filter, limit, _ids(page), f"the ids in pages of {limit}")
 
 
 @case("query")
@@ -243,11 +267,10 @@ async def limits(kit: Kit) -> None:
     """limit=0 is an empty page, a limit beyond the end gives all, and what is no limit is refused."""
     store = await kit.store()
     await _fill(kit, [_at(number, created=number) for number in range(5)])
-    expect.equal(len((await store.find(SagaFilter(), limit=0)).items), 0, "the records of a page with limit=0")
     for limit in (5, 6, 10_000):
-        page = await store.find(SagaFilter(), limit=limit)
-        expect.equal(len(page.items), 5, f"the records of a page with limit={limit}")
+        page = await _page(kit, SagaFilter(), 5, f"the records of a page with limit={limit}", limit=limit)
         expect.none(page.cursor, f"the cursor of the last page with limit={limit}")
+    await _page(kit, SagaFilter(), 0, "the records of a page with limit=0", limit=0)
     bad: tuple[Any, ...] = (-1, 1.5, "5", None, True)
     for limit in bad:
         await expect.raises(store.find(SagaFilter(), limit=limit), InvalidSagaError, f"find with limit={limit!r}")
@@ -258,24 +281,26 @@ async def pages_cover_all_exactly_once(kit: Kit) -> None:
     """Pages of every size cover all sagas exactly once, and no page is empty with more behind it."""
     store = await kit.store()
     states = await _fill(kit, [_at(number, created=number // 3) for number in range(20)])
-    page = await store.find(SagaFilter(), limit=1000)
-    ids = [item.state.metadata.saga_id for item in page.items]
+    ids = _ids(await _page(kit, SagaFilter(), 20, "the records of one big page"))
     expect.equal(sorted(ids), sorted(states), "the ids of one big page")
+
+    async def stalest(limit: int) -> list[str]:
+        return sorted(await _walk(store, SagaFilter(order="stalest"), limit))
+
     for limit in (1, 2, 3, 4, 7, 10, 19, 20, 21):
-        expect.equal(await _walk(store, SagaFilter(), limit), ids, f"the ids in pages of {limit}")
-        expect.equal(sorted(await _walk(store, SagaFilter(order="stalest"), limit)), sorted(ids), "stalest first")
+        await _walks(kit, SagaFilter(), limit, ids, f"the ids in pages of {limit}")
+        await kit.sees(partial(stalest, limit), sorted(ids), "stalest first")
 
 
 @case("query")
 async def selective_filters_give_full_pages(kit: Kit) -> None:
     """A filter that few sagas pass gives full pages: the filter comes before the limit."""
-    store = await kit.store()
     await _fill(kit, [_at(number, created=number, is_completed=number % 10 == 5) for number in range(60)])
+    completed = SagaFilter(completed=True)
     ids = [f"id-{number:03}" for number in range(55, 0, -10)]
     for limit in (1, 2, 4):
-        page = await store.find(SagaFilter(completed=True), limit=limit)
-        expect.equal(len(page.items), limit, f"the records of the first page with limit={limit}")
-        expect.equal(await _walk(store, SagaFilter(completed=True), limit), ids, f"the ids in pages of {limit}")
+        await _page(kit, completed, limit, f"the records of the first page with limit={limit}", limit=limit)
+        await _walks(kit, completed, limit, ids, f"the ids in pages of {limit}")
 
 
 @case("query")
@@ -283,27 +308,29 @@ async def pages_while_sagas_come_and_go(kit: Kit) -> None:
     """A walk meets every saga that is there throughout exactly once, whatever is inserted and deleted meanwhile."""
     store = await kit.store()
     await _fill(kit, [_at(number, created=number) for number in range(30)])
-    for order in ("newest", "stalest"):
-        saga_filter = SagaFilter(order=order)
-        met: list[str] = []
-        cursor, turn = None, 0
+    stayed = [f"id-{number:03}" for number in range(30) if number % 7 != 3]
+    new_numbers = count(500)
+
+    async def walk(order: SagaOrder) -> None:
+        met: Counter[str] = Counter()
+        cursor = None
         gone = [number for number in range(30) if number % 7 == 3]
-        while True:
-            page = await store.find(saga_filter, limit=3, cursor=cursor)
-            met += [item.state.metadata.saga_id for item in page.items]
+        for turn in count():
+            page = await find_page(store, SagaFilter(order=order), f"a walk ({order})", limit=3, cursor=cursor)
+            met.update(_ids(page))
             cursor = page.cursor
             if cursor is None:
                 break
             if gone:
                 await store.delete(MAIN, f"id-{gone.pop():03}")
-            for created in (-1 - turn, 100 + turn):
-                number = 500 + turn * 2 + (created > 0) + 200 * (order == "stalest")
-                await _fill(kit, [_at(number, created=created)])
-            turn += 1
-        stayed = [f"id-{number:03}" for number in range(30) if number % 7 != 3]
-        counts = {saga_id: met.count(saga_id) for saga_id in stayed if met.count(saga_id) != 1}
+            await _fill(kit, [_at(next(new_numbers), created=created) for created in (-1 - turn, 100 + turn)])
+        counts = {saga_id: met[saga_id] for saga_id in stayed if met[saga_id] != 1}
         expect.equal(counts, {}, f"how often a walk ({order}) met sagas that stayed, where it was not once")
-        expect.equal(len(met), len(set(met)), f"the number of records of a walk ({order}), without repeats")
+        expect.equal(met.total(), len(met), f"the number of records of a walk ({order}), without repeats")
+
+    orders: tuple[SagaOrder, ...] = ("newest", "stalest")
+    for order in orders:
+        await kit.settles(partial(walk, order))
 
 
 @case("query")
@@ -311,8 +338,15 @@ async def refuses_changed_cursors(kit: Kit) -> None:
     """A cursor that was changed, or that belongs to another filter, is an InvalidSagaError."""
     store = await kit.store()
     await _fill(kit, [_at(number, created=number) for number in range(4)])
-    cursor = (await store.find(SagaFilter(), limit=2)).cursor
-    expect.true(isinstance(cursor, str) and cursor, f"the cursor of a page with more behind it is {cursor!r}")
+
+    async def first_cursor() -> Any:
+        page = await find_page(store, SagaFilter(), "the first page", limit=2)
+        expect.equal(_ids(page), ["id-003", "id-002"], "the first page")
+        what = f"the cursor of a page with more behind it is {page.cursor!r}"
+        expect.true(isinstance(page.cursor, str) and page.cursor, what)
+        return page.cursor
+
+    cursor = await kit.settles(first_cursor)
     changed = [
         cursor[:index] + ("A" if cursor[index] != "A" else "B") + cursor[index + 1 :] for index in range(len(cursor))
     ]
@@ -322,10 +356,11 @@ async def refuses_changed_cursors(kit: Kit) -> None:
     for other in (SagaFilter(order="stalest"), SagaFilter(saga_name=MAIN), SagaFilter(completed=False)):
         call = store.find(other, limit=2, cursor=cursor)
         await expect.raises(call, InvalidSagaError, f"a cursor of another filter with {other}")
-    page = await store.find(SagaFilter(), limit=2, cursor=cursor)
-    expect.equal(
-        [item.state.metadata.saga_id for item in page.items], ["id-001", "id-000"], "the page of a good cursor"
-    )
+
+    async def second_page() -> list[str]:
+        return _ids(await find_page(store, SagaFilter(), "the page of a good cursor", limit=2, cursor=cursor))
+
+    await kit.sees(second_page, ["id-001", "id-000"], "the page of a good cursor")
 
 
 @case("query")
@@ -359,6 +394,12 @@ async def counts_what_pages_hold(kit: Kit) -> None:
             for number in range(25)
         ],
     )
+    await _page(kit, SagaFilter(), 25, "the number of sagas that are found")
+
+    async def counts_its_pages(saga_filter: SagaFilter) -> None:
+        ids = await _walk(store, saga_filter, 4)
+        expect.equal(await store.count(saga_filter), len(ids), f"count with {saga_filter}")
+
     for saga_filter in (
         SagaFilter(),
         SagaFilter(completed=True),
@@ -368,8 +409,7 @@ async def counts_what_pages_hold(kit: Kit) -> None:
         SagaFilter(saga_name=OTHER),
         SagaFilter(archived=True),
     ):
-        ids = await _walk(store, saga_filter, 4)
-        expect.equal(await store.count(saga_filter), len(ids), f"count with {saga_filter}")
+        await kit.settles(partial(counts_its_pages, saga_filter))
 
 
 @case("query")
@@ -377,11 +417,13 @@ async def deleted_sagas_are_not_found(kit: Kit) -> None:
     """What was deleted is neither found nor counted, with any filter it was in before."""
     store = await kit.store()
     await _fill(kit, [_at(number, created=number, due=1, is_completed=number == 2) for number in range(4)])
+    completed, due = SagaFilter(completed=True), SagaFilter(timeout_due_before=START + 9 * SECOND)
+    await _finds(kit, SagaFilter(), ["id-003", "id-002", "id-001", "id-000"], "before the deletes")
+    await _finds(kit, completed, ["id-002"], "completed ones before the deletes")
     await store.delete(MAIN, "id-001")
     await store.delete(MAIN, "id-002")
     await _finds(kit, SagaFilter(), ["id-003", "id-000"], "after the deletes")
-    await _finds(kit, SagaFilter(completed=True), [], "completed ones after the deletes")
-    due = SagaFilter(timeout_due_before=START + 9 * SECOND)
+    await _finds(kit, completed, [], "completed ones after the deletes")
     await _finds(kit, due, ["id-000", "id-003"], "timeouts due after the deletes")
     other = await kit.elsewhere()
     expect.equal(await other.count(SagaFilter()), 0, "the number of sagas in another place")

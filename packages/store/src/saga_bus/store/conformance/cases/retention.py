@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta, timezone
+from functools import partial
 from typing import Any
 
 from saga_bus.store.conformance import expect
@@ -30,8 +31,14 @@ async def _saga(kit: Kit, number: int, *, age: float, completed: bool = True, sa
 
 async def _purges(kit: Kit, number: int, what: str, **options: Any) -> None:
     store = await kit.store()
-    deleted = await store.delete_completed_before(MAIN, NOW, **options)
-    expect.equal(deleted, number, f"the number that delete_completed_before returned, {what}")
+    purge = partial(store.delete_completed_before, MAIN, NOW, **options)
+    await kit.purges(purge, number, f"the number that delete_completed_before returned, {what}")
+
+
+async def _would_purge(kit: Kit, number: int, what: str, *, before: datetime = NOW, **options: Any) -> None:
+    store = await kit.store()
+    dry_run = partial(store.delete_completed_before, MAIN, before, dry_run=True, **options)
+    await kit.sees(dry_run, number, f"the number that delete_completed_before returned, as a dry run {what}")
 
 
 @case("retention")
@@ -43,8 +50,7 @@ async def only_completed_and_strictly_older(kit: Kit) -> None:
     running = await _saga(kit, 12, age=1000, completed=False)
     elsewhere = NOW.astimezone(timezone(timedelta(hours=5, minutes=30)))
     store = await kit.store()
-    number = await store.delete_completed_before(MAIN, elsewhere, dry_run=True)
-    expect.equal(number, 3, "the number of old completed sagas, before a moment in another time zone")
+    await _would_purge(kit, 3, "before a moment in another time zone", before=elsewhere)
     await _purges(kit, 3, "with three old completed sagas")
     for number, state in enumerate(old):
         await kit.lacks(f"order-{number}", state.metadata.saga_id, "an old completed saga")
@@ -83,7 +89,7 @@ async def in_batches(kit: Kit) -> None:
 async def dry_run_only_counts(kit: Kit) -> None:
     """A dry run returns the exact number and deletes nothing."""
     states = [await _saga(kit, number, age=number, completed=number != 4) for number in range(1, 6)]
-    await _purges(kit, 4, "as a dry run", dry_run=True, batch_size=2)
+    await _would_purge(kit, 4, "with four old completed sagas", batch_size=2)
     for number, state in enumerate(states, start=1):
         await kit.holds(f"order-{number}", state, "after a dry run")
     await _purges(kit, 4, "after the dry run")
@@ -93,9 +99,11 @@ async def dry_run_only_counts(kit: Kit) -> None:
 async def never_what_was_reopened_or_updated(kit: Kit) -> None:
     """A completed saga that was reopened, or updated since, stays."""
     store = await kit.store()
-    reopened = follow(await _saga(kit, 1, age=1000), is_completed=False, now=NOW - timedelta(seconds=900))
+    one, two = [await _saga(kit, number, age=1000) for number in (1, 2)]
+    await _would_purge(kit, 2, "with two old completed sagas")
+    reopened = follow(one, is_completed=False, now=NOW - timedelta(seconds=900))
     await store.update(MAIN, reopened, 0)
-    touched = follow(await _saga(kit, 2, age=1000), now=NOW + timedelta(seconds=1))
+    touched = follow(two, now=NOW + timedelta(seconds=1))
     await store.update(MAIN, touched, 0)
     await _purges(kit, 0, "with a reopened and a touched saga")
     await kit.holds("order-1", reopened, "a reopened saga")
@@ -107,6 +115,7 @@ async def never_what_is_reopened_meanwhile(kit: Kit) -> None:
     """While a purge runs, a saga is either purged or reopened, never reopened and then deleted."""
     store, other = await kit.store(), await kit.client()
     states = [await _saga(kit, number, age=10 + number) for number in range(40)]
+    await _would_purge(kit, 40, "with forty old completed sagas")
     kept: list[tuple[int, KitState]] = []
 
     async def reopen(number: int) -> None:

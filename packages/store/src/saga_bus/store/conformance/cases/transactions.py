@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 
 from saga_bus.store.conformance import expect
 from saga_bus.store.conformance.kit import Kit, case
+from saga_bus.store.conformance.lag import find_page
 from saga_bus.store.conformance.states import MAIN, OTHER, follow, new_state
 from saga_bus.store.errors import DuplicateSagaError
 from saga_bus.store.query import SagaFilter
@@ -126,14 +128,19 @@ async def queries_inside(kit: Kit) -> None:
     async with kit.transaction() as transaction:
         bound = store.bind(transaction.connection)
         await bound.insert(MAIN, "order-2", new_state("new"))
-        page = await bound.find(SagaFilter())
-        expect.equal({item.correlation_id for item in page.items}, {"order-1", "order-2"}, "what find sees inside")
-        expect.equal(await bound.count(SagaFilter()), 2, "what count sees inside")
-        expect.equal(await bound.delete_completed_before(MAIN, later), 1, "the number of sagas purged inside")
-        expect.equal(await bound.count(SagaFilter()), 1, "what count sees after the purge inside")
+
+        async def found() -> set[str]:
+            page = await find_page(bound, SagaFilter(), "what find sees inside")
+            return {item.correlation_id for item in page.items}
+
+        counted, purge = partial(bound.count, SagaFilter()), partial(bound.delete_completed_before, MAIN, later)
+        await kit.sees(found, {"order-1", "order-2"}, "what find sees inside")
+        await kit.sees(counted, 2, "what count sees inside")
+        await kit.purges(purge, 1, "the number of sagas purged inside")
+        await kit.sees(counted, 1, "what count sees after the purge inside")
         await transaction.rollback()
     await kit.holds("order-1", old, "a saga that was purged inside, after the rollback")
-    expect.equal(await store.count(SagaFilter()), 1, "the number of sagas after the rollback")
+    await kit.sees(partial(store.count, SagaFilter()), 1, "the number of sagas after the rollback")
 
 
 @case("transactions")
