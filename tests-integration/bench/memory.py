@@ -38,8 +38,8 @@ def most_growth_mb(first: float) -> float:
     """How much larger the last reading may be than the first one.
 
     An object that stays takes 24 bytes at least, with its place in a list: 11 MB for one in each of the 450,000 cycles
-    that follow the first tenth of 500,000. The bound of a process with 60 MB is 6, several times what caches
-    that fill up and allocators move without any leak (1 MB).
+    that follow the first tenth of 500,000. The bound of a process with 60 MB is 6; caches that fill
+    up and allocators have moved 1.6 MB of the PostgreSQL store's, and 3 of raw asyncpg's.
 
     Args:
         first: The resident set after the first tenth, in MB.
