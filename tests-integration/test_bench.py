@@ -35,13 +35,14 @@ from bench.workload import correlation_id_of, saga_id_of, state_of
 from providers.postgres import find_program
 from providers.skipping import skip_unless_required
 
-HERE = Path(__file__).parent
+# Children import the benchmark, and otherwise what this process imports.
+PYTHONPATH = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
 
 
 def bench(*arguments, module="bench", **environment):
     return subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(HERE), **environment},
+        env={**os.environ, "PYTHONPATH": PYTHONPATH, **environment},
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -284,7 +285,7 @@ def test_memory_that_grows_and_a_write_that_is_lost_meanwhile_fail_the_benchmark
     broken, message, tmp_path, monkeypatch, capsys
 ):
     (tmp_path / "sitecustomize.py").write_text(broken)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(HERE)]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), PYTHONPATH]))
     code = main(["--store", "inmemory", "--memory", "5000", "--callers", "4", "--rows", "20"])
     if message is None:
         assert code == 0
@@ -306,7 +307,7 @@ def test_only_a_store_that_grows_beyond_the_bound_has_grown():
 @pytest.mark.parametrize("store", ["mysql", "postgres"])
 def test_memory_on_a_server(store, databases, tmp_path, monkeypatch):
     monkeypatch.setenv(f"SAGA_TEST_{store.upper()}_URL", databases.url(store))
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
     path = tmp_path / "figures.json"
     options = ["--callers", "4", "--rows", "20", "--json", str(path)]
     assert main(["--store", store, "--memory", "200", *options]) == 0
@@ -322,7 +323,7 @@ def test_memory_on_a_server(store, databases, tmp_path, monkeypatch):
 @pytest.mark.parametrize("store", ["mysql", "postgres"])
 def test_a_locked_row_on_a_server(store, databases, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv(f"SAGA_TEST_{store.upper()}_URL", databases.url(store))
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
     path = tmp_path / "figures.json"
     options = ["--callers", "4", "--rows", "20", "--ops", "20", "--repeat", "2", "--targets", "--json", str(path)]
     assert main(["--store", store, "--locked", *options]) == 0
