@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import msgspec
@@ -14,19 +16,33 @@ import pytest
 
 from bench import backends
 from bench.cli import main
-from bench.figures import STORE, Report, check_targets, growth, summarize
+from bench.figures import (
+    STORE,
+    MemoryFigure,
+    Report,
+    check_targets,
+    grown,
+    growth,
+    summarize,
+    summarize_locked,
+    targets_of,
+)
+from bench.locked import Held, measure_held
 from bench.measure import Measured, drive, percentile
 from bench.operations import OPERATIONS, BenchmarkError, Orders
 from bench.subjects import Target
 from bench.workload import correlation_id_of, saga_id_of, state_of
+from providers.postgres import find_program
+from providers.skipping import skip_unless_required
 
-HERE = Path(__file__).parent
+# Children import the benchmark, and otherwise what this process imports.
+PYTHONPATH = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
 
 
-def bench(*arguments):
+def bench(*arguments, module="bench", **environment):
     return subprocess.run(
-        [sys.executable, "-m", "bench", *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(HERE)},
+        [sys.executable, "-m", module, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": PYTHONPATH, **environment},
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -86,7 +102,7 @@ def test_walks_and_targets(tiny_run):
     assert all(walk["growth_mb"] >= 0 for walk in report["walks"])
     assert len(report["walks"]) * len(OPERATIONS) * 2 == len(report["figures"])
     assert report["growth"] == []
-    assert len(report["targets"]) == sum(len(backends.load(name).targets) for name in backends.names())
+    assert len(report["targets"]) == sum(len([*targets_of(backends.load(name))]) for name in backends.names())
     assert any(each["met"] is None for each in report["targets"])  # 1,000,000 sagas, for one
 
 
@@ -136,6 +152,13 @@ def test_options_choose_what_runs(tmp_path):
         (["--seconds", "1", "--ops", "5"], "not allowed with"),
         (["--json", "no/such/place.json"], "cannot be written"),
         (["--directory", "no/such/place"], "is no directory"),
+        (["--memory", "0"], "'0' is no whole number of at least 1"),
+        (["--memory", "5", "--operations", "find"], "not allowed with"),
+        (["--memory", "5", "--locked"], "not allowed with"),
+        (["--memory", "5", "--callers", "1,4"], "there is one number of callers"),
+        (["--memory", "5", "--store", "inmemory", "--plot", "out.png"], "it draws operations, and there are none"),
+        (["--locked", "--store", "inmemory"], "inmemory has no way to hold a row locked"),
+        (["--locked", "--rows", "64"], "65 callers need as many sagas"),
         (["--fast"], "unrecognized arguments"),
     ],
 )
@@ -227,6 +250,186 @@ def test_aiosqlite_without_a_lock_loses_what_its_callers_believe_to_be_saved(tmp
 
     assert asyncio.run(acknowledged_and_stored("aiosqlite")) == (9, 0)
     assert asyncio.run(acknowledged_and_stored("aiosqlite+lock")) == (9, 9)
+
+
+# What a child process meets before anything else, so that it breaks the store in it.
+_KEEPS_EVERY_STATE = """
+from bench.subjects import StoreSubject
+kept, read = [], StoreSubject.get_by_correlation_id
+async def keep(self, correlation_id):
+    kept.append(await read(self, correlation_id))
+    return kept[-1]
+StoreSubject.get_by_correlation_id = keep
+"""
+_LOSES_THE_LAST_UPDATE = """
+from itertools import count
+from bench.subjects import StoreSubject
+number, write = count(1), StoreSubject.update
+async def lose(self, state, expected_version):
+    if next(number) != 5000:
+        await write(self, state, expected_version)
+StoreSubject.update = lose
+"""
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ("", None),
+        (_KEEPS_EVERY_STATE, r"bench: inmemory memory, 4 callers: memory grew by \d+\.\d MB, 4\.\d at most"),
+        (_LOSES_THE_LAST_UPDATE, "the database has 20 sagas with 4999 updates, expected 20 with 5000"),
+    ],
+    ids=["good", "keeps every state", "loses the last update"],
+)
+def test_memory_that_grows_and_a_write_that_is_lost_meanwhile_fail_the_benchmark(
+    broken, message, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "sitecustomize.py").write_text(broken)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), PYTHONPATH]))
+    code = main(["--store", "inmemory", "--memory", "5000", "--callers", "4", "--rows", "20"])
+    if message is None:
+        assert code == 0
+    else:
+        assert code == 1
+        assert re.search(message, capsys.readouterr().err)
+
+
+def test_only_a_store_that_grows_beyond_the_bound_has_grown():
+    def figure(subject, last):
+        return MemoryFigure(
+            store="sqlite", variant="full", rows=20, subject=subject, callers=1, operations=10, tenths_mb=[40.0, last]
+        )
+
+    figures = [figure(STORE, 39.0), figure(STORE, 44.9), figure(STORE, 45.1), figure("sqlite3", 99.0)]
+    assert grown(Report(machine={}, fsync={}, parameters={}, memory=figures)) == [figures[2]]
+
+
+@pytest.mark.parametrize("store", ["mysql", "postgres"])
+def test_memory_on_a_server(store, databases, tmp_path, monkeypatch):
+    monkeypatch.setenv(f"SAGA_TEST_{store.upper()}_URL", databases.url(store))
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
+    path = tmp_path / "figures.json"
+    options = ["--callers", "4", "--rows", "20", "--json", str(path)]
+    assert main(["--store", store, "--memory", "200", *options]) == 0
+    report = json.loads(path.read_text())
+    assert [each["subject"] for each in report["memory"]] == [STORE, backends.load(store).peers[0]]
+    for figure in report["memory"]:
+        assert (figure["callers"], figure["operations"]) == (4, 200)
+        assert len(figure["tenths_mb"]) == 10
+        assert min(figure["tenths_mb"]) > 10
+    assert report["figures"] == report["walks"] == report["locked"] == []
+
+
+@pytest.mark.parametrize("store", ["mysql", "postgres"])
+def test_a_locked_row_on_a_server(store, databases, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(f"SAGA_TEST_{store.upper()}_URL", databases.url(store))
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
+    path = tmp_path / "figures.json"
+    options = ["--callers", "4", "--rows", "20", "--ops", "20", "--repeat", "2", "--targets", "--json", str(path)]
+    assert main(["--store", store, "--locked", *options]) == 0
+    report = json.loads(path.read_text())
+    (figure,) = report["locked"]
+    assert [(each["free"]["operations"], each["locked"]["operations"]) for each in figure["rounds"]] == [(20, 20)] * 2
+    assert figure["ratio"] > 0
+    assert figure["locked_p99_us"] > 0 < figure["free_p99_us"]
+    (target,) = [each for each in report["targets"] if "locked" in each["text"]]
+    assert target["text"] == "default, 64 callers: p99 of a cycle with another row locked at most 3 x that without"
+    assert target["met"] is None  # of 4 callers
+    assert "a row locked" in capsys.readouterr().out
+
+
+class Lockable(Broken):
+    """A dict with rows that can be locked.
+
+    Args:
+        connections: How many updates can be under way, those included that wait for a row.
+        respectful: Whether an update waits for a locked row.
+        forgetful: Whether an update that has waited never ends.
+    """
+
+    def __init__(self, *, connections=20, respectful=True, forgetful=False):
+        super().__init__()
+        self.connections = asyncio.Semaphore(connections)
+        self.respectful, self.forgetful = respectful, forgetful
+        self.rows = defaultdict(asyncio.Lock)
+
+    async def update(self, state, expected_version):
+        row = self.rows[state.metadata.saga_id]
+        async with self.connections:
+            if row.locked() and self.forgetful:
+                await asyncio.Event().wait()
+            if self.respectful:
+                async with row:
+                    await self.good.update(state, expected_version)
+            else:
+                await self.good.update(state, expected_version)
+
+
+async def check_locked(**faults):
+    subject = Lockable(**faults)
+    await subject.good.open()
+    orders = Orders(subject, rows=20, active=20)
+    held = await measure_held(orders, subject.rows.__getitem__, 4, operations=40)
+    await orders.verify()
+    return held, orders
+
+
+def test_others_pass_a_locked_row_and_the_one_that_waits_gets_its_turn():
+    held, orders = asyncio.run(check_locked())
+    assert (held.free.operations, held.locked.operations) == (40, 40)
+    assert orders.versions[4] == 1  # which the four callers leave alone
+    assert sum(orders.versions) == 1 + 2 * (40 + 8)
+
+
+@pytest.mark.parametrize(
+    ("faults", "message"),
+    [
+        ({"connections": 1}, "other sagas waited for order 4, which is locked elsewhere"),
+        ({"respectful": False}, "the update of order 4, which is locked elsewhere, ended"),
+        ({"forgetful": True}, "order 4 is locked no more, but its update does not end"),
+    ],
+)
+def test_a_store_that_mistreats_a_locked_row_is_found_out(faults, message, monkeypatch):
+    monkeypatch.setattr("bench.locked._PATIENCE", 1.5)
+    with pytest.raises(BenchmarkError, match=message):
+        asyncio.run(check_locked(**faults))
+
+
+def test_others_that_a_locked_row_slows_down_miss_the_target():
+    class WithLocks:
+        name = "postgres"
+        variants = ("default",)
+        targets = ()
+
+        def locked(self, directory, saga_id):
+            raise NotImplementedError
+
+    def measured(p99_us):
+        return Measured(10, 1.0, 10.0, 1.0, 1.0, p99_us, 30.0)
+
+    def results(*ratios):
+        rounds = [Held(measured(2.0), measured(2.0 * ratio)) for ratio in ratios]
+        figure = summarize_locked(("postgres", "default", 100), 64, rounds)
+        return check_targets(WithLocks(), Report(machine={}, fsync={}, parameters={}, locked=[figure]))
+
+    assert [(each.measured, each.met) for each in results(9.0, 3.0, 1.0)] == [(3.0, True)]
+    assert [(each.measured, each.met) for each in results(9.0, 3.1, 1.0)] == [(3.1, False)]
+
+
+def test_the_store_beside_pgbench(databases):
+    url = databases.url("postgres")
+    if not Path(find_program("pgbench")).exists():
+        skip_unless_required("postgres", "pgbench is not here")
+    answer = bench(
+        "--rows", "20", "--callers", "2", "--seconds", "0.2", "--repeat", "1",
+        module="bench.postgres", SAGA_TEST_POSTGRES_URL=url,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    lines = answer.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["get", "cycle"]
+    for line in lines:
+        found = re.search(r"2 callers: store +([\d,]+)/s +pgbench +([\d,]+)/s +ratio [\d.]+$", line)
+        assert all(int(rate.replace(",", "")) > 0 for rate in found.groups())
 
 
 def test_callers_share_no_saga():

@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
 import msgspec
 
 from bench import backends
-from bench.measure import Measured, drive, memory_mb, peak_memory_mb, reset_peak_memory
+from bench.locked import Held, measure_held
+from bench.measure import Measured, drive_warm, memory_mb, peak_memory_mb, reset_peak_memory
+from bench.memory import resident
 from bench.operations import Orders
+from bench.subjects import Locking
 
-__all__ = ["Command", "Measure", "Prepare", "Ready", "Serve", "Verify", "Walk", "Walked"]
-
-_WARM_UP = 0.1  # of the time or the operations of a round
+__all__ = [
+    "Command",
+    "Cycles",
+    "Hold",
+    "Measure",
+    "Prepare",
+    "Ready",
+    "Resident",
+    "Serve",
+    "Verify",
+    "Walk",
+    "Walked",
+]
 
 
 class Prepare(msgspec.Struct, tag=True, frozen=True):
@@ -27,7 +41,7 @@ class Prepare(msgspec.Struct, tag=True, frozen=True):
 
 
 class Serve(msgspec.Struct, tag=True, frozen=True):
-    """Open a subject; the answer is `Ready`, and then come `Measure`, `Walk` and `Verify`."""
+    """Open a subject; the answer is `Ready`, and then come commands."""
 
     backend: str
     subject: str
@@ -41,6 +55,21 @@ class Measure(msgspec.Struct, tag=True, frozen=True):
     """Measure one round of one operation; the answer is a `Measured`."""
 
     operation: str
+    callers: int
+    seconds: float | None
+    operations: int | None
+
+
+class Cycles(msgspec.Struct, tag=True, frozen=True):
+    """Load, change and save sagas, and read the memory meanwhile; the answer is a `Resident`."""
+
+    callers: int
+    operations: int
+
+
+class Hold(msgspec.Struct, tag=True, frozen=True):
+    """Measure one round of cycles without and one with a row locked elsewhere; the answer is a `Held`."""
+
     callers: int
     seconds: float | None
     operations: int | None
@@ -76,7 +105,14 @@ class Walked(msgspec.Struct, frozen=True):
     peak_mb: float
 
 
-Command = Measure | Walk | Verify
+class Resident(msgspec.Struct, frozen=True):
+    """The memory resident after each tenth of many cycles, in MB."""
+
+    tenths_mb: list[float]
+
+
+Command = Measure | Cycles | Hold | Walk | Verify
+Answer = Measured | Resident | Held | Walked | Ready
 
 
 async def _prepare(job: Prepare) -> None:
@@ -89,21 +125,26 @@ async def _open(job: Serve) -> Orders:
     return Orders(subject, job.rows, job.active)
 
 
-async def _answer(orders: Orders, command: Command) -> Measured | Walked | Ready:
+async def _answer(job: Serve, orders: Orders, command: Command) -> Answer:
     if isinstance(command, Measure):
-        return await _measure(orders, command)
+        steps = orders.steps(command.operation, command.callers)
+        return await drive_warm(steps, seconds=command.seconds, operations=command.operations)
+    if isinstance(command, Cycles):
+        return Resident(await resident(orders, command.callers, command.operations))
+    if isinstance(command, Hold):
+        return await _hold(job, orders, command)
     if isinstance(command, Walk):
         return await _walk(orders)
     await orders.verify()
     return Ready(memory_mb())
 
 
-async def _measure(orders: Orders, command: Measure) -> Measured:
-    steps = orders.steps(command.operation, command.callers)
-    seconds = None if command.seconds is None else command.seconds * _WARM_UP
-    operations = None if command.operations is None else int(command.operations * _WARM_UP) + 1
-    await drive(steps, seconds=seconds, operations=operations)
-    return await drive(steps, seconds=command.seconds, operations=command.operations)
+async def _hold(job: Serve, orders: Orders, command: Hold) -> Held:
+    backend = backends.load(job.backend)
+    if not isinstance(backend, Locking):
+        raise TypeError(f"{job.backend} has no way to hold a row locked")
+    hold = partial(backend.locked, Path(job.directory))
+    return await measure_held(orders, hold, command.callers, seconds=command.seconds, operations=command.operations)
 
 
 async def _walk(orders: Orders) -> Walked:
@@ -123,11 +164,11 @@ def main() -> None:
         orders = runner.run(_open(job))
         _reply(Ready(memory_mb()))
         for line in sys.stdin:
-            _reply(runner.run(_answer(orders, msgspec.json.decode(line, type=Command))))
+            _reply(runner.run(_answer(job, orders, msgspec.json.decode(line, type=Command))))
         runner.run(orders.subject.close())
 
 
-def _reply(answer: Measured | Walked | Ready) -> None:
+def _reply(answer: Answer) -> None:
     sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")
     sys.stdout.flush()
 

@@ -14,14 +14,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench import backends, bus
+from bench.figures import LOCKED_CALLERS, grown
 from bench.operations import OPERATIONS, BenchmarkError
 from bench.report import print_report
 from bench.runner import Plan, run
+from bench.subjects import Locking
 
 __all__ = ["main"]
 
 _ALL = (*OPERATIONS[:-1], "walk", OPERATIONS[-1])  # the walk sees exactly the rows that the report names
 _SECONDS = 0.15
+_CALLERS = (1, 32)
+_MEMORY_CALLERS = 64
 _FILE_WIDTH = 120  # of the tables where the output is no terminal
 
 
@@ -32,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: The command line, that of the process when left out.
 
     Returns:
-        The exit code: 0, or 1 when a subject failed; bad options exit with 2.
+        The exit code: 0, or 1 when a subject failed or a store's memory grew; bad options exit with 2.
     """
     given = sys.argv[1:] if arguments is None else arguments
     if "--bus" in given:
@@ -64,7 +68,10 @@ def main(arguments: list[str] | None = None) -> int:
     if not console.is_terminal:
         console.width = _FILE_WIDTH
     print_report(report, console, targets=options.targets)
-    return 0
+    for each in grown(report):
+        growth = f"grew by {each.growth_mb:.1f} MB, {each.most_mb:.1f} at most are no leak"
+        print(f"bench: {each.store} {each.variant}, {each.callers} callers: memory {growth}", file=sys.stderr)
+    return 1 if grown(report) else 0
 
 
 class _Bar:
@@ -93,13 +100,31 @@ def _parser() -> argparse.ArgumentParser:
         "--store", action="append", type=_names("store", backends.names()), metavar="NAME[,NAME]", help="default: all"
     )
     parser.add_argument("--variants", type=_words, help="only these, such as normal,full of sqlite; default: all")
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
         "--operations",
         type=_names("operation", _ALL),
         metavar="NAME[,NAME]",
         help=f"of {', '.join(_ALL)}; default: all",
     )
-    parser.add_argument("--callers", type=_numbers, default=(1, 32), help="callers at the same time; default: 1,32")
+    what.add_argument(
+        "--memory",
+        type=_number,
+        metavar="CYCLES",
+        help="instead, read the memory of the store's process, and of its first peer's, after each tenth of so many",
+    )
+    what.add_argument(
+        "--locked",
+        action="store_true",
+        help="instead, measure cycles while a row is locked elsewhere that a caller waits for; default: all stores "
+        "that have locks",
+    )
+    parser.add_argument(
+        "--callers",
+        type=_numbers,
+        help=f"callers at the same time; default: 1,32, or {_MEMORY_CALLERS} with --memory and {LOCKED_CALLERS} with "
+        "--locked",
+    )
     parser.add_argument("--rows", type=_numbers, default=(1000,), help="stored sagas before; default: 1000")
     parser.add_argument("--active", type=_number, help="how many of them are used, the newest; default: all")
     length = parser.add_mutually_exclusive_group()
@@ -115,30 +140,56 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _plan(parser: argparse.ArgumentParser, options: argparse.Namespace, directory: Path) -> Plan:
-    stores = tuple(dict.fromkeys(name for names in options.store or [backends.names()] for name in names))
-    operations = tuple(name for name in _ALL if name in (options.operations or _ALL))
+    able = [name for name in backends.names() if not options.locked or _has_locks(name)]
+    stores = tuple(dict.fromkeys(name for names in options.store or [able] for name in names))
+    for name in stores:
+        if name not in able:
+            parser.error(f"argument --locked: {name} has no way to hold a row locked")
     plan = Plan(
         stores=stores,
         variants=options.variants,
         rows=options.rows,
         active=options.active,
-        callers=options.callers,
-        operations=operations,
+        callers=options.callers or _default_callers(options),
+        operations=_operations(options),
+        memory=options.memory,
+        locked=options.locked,
         seconds=options.seconds if options.ops is None else None,
         ops=options.ops,
         repeat=options.repeat,
         directory=directory,
     )
+    if plan.memory is not None and len(plan.callers) > 1:
+        parser.error("argument --memory: a process is fresh once, so there is one number of callers")
     least = min((*plan.rows, plan.active or plan.rows[0]))
-    if max(plan.callers) > least:
-        parser.error(f"{max(plan.callers)} callers need as many sagas, so that none is shared; there are {least}")
+    most = max(plan.callers) + plan.locked  # the one that waits
+    if most > least:
+        parser.error(f"{most} callers need as many sagas, so that none is shared; there are {least}")
     known = {variant for name in stores for variant in backends.load(name).variants}
     for variant in plan.variants or ():
         if variant not in known:
             parser.error(f"argument --variants: unknown variant {variant!r}: one of {', '.join(sorted(known))}")
+    if options.plot is not None and not plan.operations:
+        parser.error("argument --plot: it draws operations, and there are none")
     if options.plot is not None and find_spec("matplotlib") is None:
         parser.error("argument --plot: matplotlib is not installed")
     return plan
+
+
+def _has_locks(name: str) -> bool:
+    return isinstance(backends.load(name), Locking)
+
+
+def _default_callers(options: argparse.Namespace) -> tuple[int, ...]:
+    if options.memory:
+        return (_MEMORY_CALLERS,)
+    return (LOCKED_CALLERS,) if options.locked else _CALLERS
+
+
+def _operations(options: argparse.Namespace) -> tuple[str, ...]:
+    if options.memory or options.locked:
+        return ()
+    return tuple(name for name in _ALL if name in (options.operations or _ALL))
 
 
 def _words(text: str) -> tuple[str, ...]:

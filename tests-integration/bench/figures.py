@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
 import msgspec
 
+from bench.locked import MOST_RATIO, Held
 from bench.measure import Measured
-from bench.subjects import Backend, Target
+from bench.memory import most_growth_mb
+from bench.subjects import Backend, Locking, Target
 
-__all__ = ["STORE", "Figure", "Growth", "Report", "TargetResult", "WalkFigure", "check_targets", "growth", "summarize"]
+__all__ = [
+    "LOCKED_CALLERS",
+    "STORE",
+    "Figure",
+    "Growth",
+    "LockedFigure",
+    "MemoryFigure",
+    "Report",
+    "TargetResult",
+    "WalkFigure",
+    "check_targets",
+    "grown",
+    "growth",
+    "summarize",
+    "summarize_locked",
+    "targets_of",
+]
 
 STORE = "store"  # the subject that is the store itself; the others are its peers
+LOCKED_CALLERS = 64  # of the target for a locked row
+
+_AT_MOST = ("walk", "locked")  # kinds of targets that are not to be exceeded
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +84,62 @@ class WalkFigure(msgspec.Struct, frozen=True, kw_only=True):
     peak_mb: float
 
 
+class MemoryFigure(msgspec.Struct, frozen=True, kw_only=True):
+    """The memory of a process that does nothing but cycles.
+
+    Args:
+        store: The store.
+        variant: Its variant.
+        rows: The stored sagas.
+        subject: "store" or the name of a peer.
+        callers: How many callers at the same time.
+        operations: How many cycles.
+        tenths_mb: The resident set after each tenth of them, in MB.
+    """
+
+    store: str
+    variant: str
+    rows: int
+    subject: str
+    callers: int
+    operations: int
+    tenths_mb: list[float]
+
+    @property
+    def growth_mb(self) -> float:
+        """From the first tenth to the last."""
+        return self.tenths_mb[-1] - self.tenths_mb[0]
+
+    @property
+    def most_mb(self) -> float:
+        """How much of it is no growth yet."""
+        return most_growth_mb(self.tenths_mb[0])
+
+
+class LockedFigure(msgspec.Struct, frozen=True, kw_only=True):
+    """Cycles of other sagas while another transaction holds a row locked that a caller waits for.
+
+    Args:
+        store: The store.
+        variant: Its variant.
+        rows: The stored sagas.
+        callers: How many callers at the same time, beside the one that waits.
+        free_p99_us: The 99th percentile of the latency without, in microseconds: the median of the rounds.
+        locked_p99_us: The same with it.
+        ratio: The second over the first: the median of the rounds' own ratios.
+        rounds: The rounds.
+    """
+
+    store: str
+    variant: str
+    rows: int
+    callers: int
+    free_p99_us: float
+    locked_p99_us: float
+    ratio: float
+    rounds: list[Held]
+
+
 class Growth(msgspec.Struct, frozen=True, kw_only=True):
     """The throughput with ``most`` rows over that with ``fewest``."""
 
@@ -94,6 +171,8 @@ class Report(msgspec.Struct, kw_only=True):
     parameters: dict[str, Any]
     figures: list[Figure] = []
     walks: list[WalkFigure] = []
+    memory: list[MemoryFigure] = []
+    locked: list[LockedFigure] = []
     growth: list[Growth] = []
     targets: list[TargetResult] = []
 
@@ -139,6 +218,36 @@ def _ratios(rounds: dict[str, list[Measured]]) -> dict[str, float]:
     }
 
 
+def summarize_locked(where: tuple[str, str, int], callers: int, rounds: list[Held]) -> LockedFigure:
+    """The figure of a store beside itself without a locked row.
+
+    Args:
+        where: Store, variant and rows.
+        callers: How many callers.
+        rounds: The rounds.
+    """
+    store, variant, rows = where
+    return LockedFigure(
+        store=store,
+        variant=variant,
+        rows=rows,
+        callers=callers,
+        free_p99_us=median(each.free.p99_us for each in rounds),
+        locked_p99_us=median(each.locked.p99_us for each in rounds),
+        ratio=median(each.ratio for each in rounds),
+        rounds=rounds,
+    )
+
+
+def grown(report: Report) -> list[MemoryFigure]:
+    """The stores whose processes grew more than they may; what a peer does is not their fault.
+
+    Args:
+        report: The figures.
+    """
+    return [each for each in report.memory if each.subject == STORE and each.growth_mb > each.most_mb]
+
+
 def growth(figures: Sequence[Figure]) -> list[Growth]:
     """How throughput changes from the fewest stored sagas to the most.
 
@@ -166,6 +275,18 @@ def growth(figures: Sequence[Figure]) -> list[Growth]:
     ]
 
 
+def targets_of(backend: Backend) -> Iterator[Target]:
+    """A backend's own targets, and those that all of its kind have.
+
+    Args:
+        backend: The backend.
+    """
+    yield from backend.targets
+    if isinstance(backend, Locking):
+        for variant in backend.variants:
+            yield Target("locked", MOST_RATIO, "cycle", variant, LOCKED_CALLERS)
+
+
 def check_targets(backend: Backend, report: Report) -> list[TargetResult]:
     """Compare a backend's targets with the figures.
 
@@ -174,12 +295,12 @@ def check_targets(backend: Backend, report: Report) -> list[TargetResult]:
         report: The figures, growth included.
     """
     results = []
-    for target in backend.targets:
+    for target in targets_of(backend):
         measured = _measured(backend.name, target, report)
         if measured is None:
             met = None
         else:
-            met = measured <= target.bound if target.kind == "walk" else measured >= target.bound
+            met = measured <= target.bound if target.kind in _AT_MOST else measured >= target.bound
         results.append(TargetResult(backend.name, _text(target), measured, met))
     return results
 
@@ -190,6 +311,12 @@ def _measured(store: str, target: Target, report: Report) -> float | None:
             walk.growth_mb
             for walk in report.walks
             if (walk.store, walk.variant, walk.rows, walk.subject) == (store, target.variant, target.rows, STORE)
+        )
+    if target.kind == "locked":
+        return _last(
+            each.ratio
+            for each in report.locked
+            if (each.store, each.variant, each.callers) == (store, target.variant, target.callers)
         )
     wanted = (store, target.variant, STORE, target.operation, target.callers)
     if target.kind == "growth":
@@ -220,6 +347,11 @@ def _text(target: Target) -> str:
     callers = "1 caller" if target.callers == 1 else f"{target.callers} callers"
     if target.kind == "walk":
         return f"{target.variant}: a walk over {target.rows:,} sagas grows by at most {target.bound:g} MB"
+    if target.kind == "locked":
+        return (
+            f"{target.variant}, {callers}: p99 of a {target.operation} with another row locked at most "
+            f"{target.bound:g} x that without"
+        )
     if target.kind == "growth":
         return (
             f"{target.variant}, {callers}: {target.operation} at {target.rows:,} sagas at least "

@@ -13,8 +13,21 @@ from time import perf_counter, process_time
 
 import msgspec
 
-__all__ = ["Measured", "drive", "memory_mb", "peak_memory_mb", "percentile", "reset_peak_memory"]
+__all__ = [
+    "Measured",
+    "Step",
+    "drive",
+    "drive_warm",
+    "memory_mb",
+    "peak_memory_mb",
+    "percentile",
+    "repeat",
+    "reset_peak_memory",
+]
 
+Step = Callable[[], Awaitable[None]]
+
+_WARM_UP = 0.1  # of the time or the operations of a round
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
@@ -41,9 +54,7 @@ class Measured(msgspec.Struct, frozen=True):
     peak_mb: float
 
 
-async def drive(
-    steps: list[Callable[[], Awaitable[None]]], *, seconds: float | None = None, operations: int | None = None
-) -> Measured:
+async def drive(steps: list[Step], *, seconds: float | None = None, operations: int | None = None) -> Measured:
     """Call each step again and again, all of them at the same time.
 
     Args:
@@ -59,7 +70,7 @@ async def drive(
     cpu, started = process_time(), perf_counter()
     deadline = started + (3600.0 if seconds is None else seconds)
 
-    async def caller(step: Callable[[], Awaitable[None]]) -> None:
+    async def caller(step: Step) -> None:
         after = perf_counter()
         for _ in range(each):
             before = after
@@ -85,6 +96,36 @@ async def drive(
         percentile(ordered, 0.99) * 1e6,
         peak,
     )
+
+
+async def drive_warm(steps: list[Step], *, seconds: float | None = None, operations: int | None = None) -> Measured:
+    """`drive`, after a tenth of it that does not count.
+
+    Args:
+        steps: One for each caller.
+        seconds: How long.
+        operations: How many operations in all instead.
+    """
+    before = None if seconds is None else seconds * _WARM_UP
+    count = None if operations is None else int(operations * _WARM_UP) + 1
+    await drive(steps, seconds=before, operations=count)
+    return await drive(steps, seconds=seconds, operations=operations)
+
+
+async def repeat(steps: list[Step], operations: int) -> None:
+    """Call each step again and again, all of them at the same time, and record nothing, so that nothing grows.
+
+    Args:
+        steps: One for each caller.
+        operations: How many operations in all (rounded up to the same number for each caller).
+    """
+    each = -(-operations // len(steps))
+
+    async def caller(step: Step) -> None:
+        for _ in range(each):
+            await step()
+
+    await asyncio.gather(*(caller(step) for step in steps))
 
 
 def percentile(ordered: list[float], share: float) -> float:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import random
 from array import array
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
+from bench.measure import Step
 from bench.subjects import Subject
 from bench.workload import OrderState, correlation_id_of, saga_id_of, state_of
 
@@ -18,8 +19,6 @@ OPERATIONS = ("get_by_id", "get_by_correlation_id", "update", "cycle", "find", "
 WRITES = frozenset({"update", "cycle", "insert"})
 PAGE = 100
 WALK_PAGE = 1000
-
-Step = Callable[[], Awaitable[None]]
 
 
 class BenchmarkError(Exception):
@@ -58,6 +57,17 @@ class Orders:
             return [self._insert] * callers
         make = getattr(self, f"_{operation}")
         return [make(self._numbers(caller, callers)) for caller in range(callers)]
+
+    def steps_and_one_apart(self, operation: str, callers: int) -> tuple[list[Step], int, Step]:
+        """One step for each caller, and an order that none of them touches: its number, and an update of it.
+
+        Args:
+            operation: One of `OPERATIONS`.
+            callers: How many; less than ``active``.
+        """
+        *steps, _ = self.steps(operation, callers + 1)
+        number = self.first + callers  # one of the caller that is left out
+        return steps, number, self._update(lambda: number)
 
     def _numbers(self, caller: int, callers: int) -> Callable[[], int]:
         own, first, chance = self.active // callers, self.first + caller, self.random.random

@@ -1,4 +1,4 @@
-"""The PostgreSQL store beside pgbench, and beside itself while a row is locked: ``python -m bench.postgres``.
+"""The PostgreSQL store beside pgbench: ``python -m bench.postgres``.
 
 pgbench is written in C, reads no answer and makes no JSON: it is what the server does for so many clients, with one
 prepared statement each. They take turns, on a table each of the same server.
@@ -18,11 +18,9 @@ from statistics import median
 from time import perf_counter
 from urllib.parse import urlsplit
 
-import asyncpg  # type: ignore[import-untyped]
 import msgspec
 
 from bench.backends.postgres import database_url, dropped, fill
-from bench.measure import percentile
 from bench.workload import SAGA_NAME, OrderState, saga_id_of, state_of
 from providers import serve
 from providers.postgres import find_program
@@ -34,7 +32,6 @@ _DATABASE = "bench_store"
 _PGBENCH_DATABASE = "bench_pgbench"
 _TABLE = "saga_instances"
 _RATE = re.compile(r"tps = ([\d.]+) \(without initial connection time\)")
-_LOCKED = 7
 
 
 def main() -> None:
@@ -61,7 +58,7 @@ async def _measure(options: argparse.Namespace) -> None:
             for operation in ("get", "cycle"):
                 rates: dict[str, list[float]] = {"store": [], "pgbench": []}
                 for _ in range(options.repeat):
-                    rates["store"].append(len(await _drive(store, operation, options)) / options.seconds)
+                    rates["store"].append(await _drive(store, operation, options))
                     rates["pgbench"].append(await asyncio.to_thread(_pgbench, operation, options))
                 pairs = zip(rates["store"], rates["pgbench"], strict=True)
                 print(
@@ -69,22 +66,21 @@ async def _measure(options: argparse.Namespace) -> None:
                     f"pgbench {median(rates['pgbench']):>9,.0f}/s   "
                     f"ratio {median(own / its for own, its in pairs):.2f}"
                 )
-            # The last one: while a transaction is open, no dead row can be removed, so that the table grows.
-            await _locked_row(store, options)
     finally:
         for name in (_DATABASE, _PGBENCH_DATABASE):
             await dropped(name)
 
 
-async def _drive(store: PostgresSagaStore[OrderState], operation: str, options: argparse.Namespace) -> list[float]:
-    """The latencies of callers that each have sagas of their own, but never the locked one."""
-    latencies: list[float] = []
-    deadline = perf_counter() + options.seconds
+async def _drive(store: PostgresSagaStore[OrderState], operation: str, options: argparse.Namespace) -> float:
+    """The rate of callers that each have sagas of their own."""
+    done = 0
+    started = perf_counter()
 
     async def caller(number: int) -> None:
+        nonlocal done
         chance = random.Random(number)
-        own = [each for each in range(number, options.rows, options.callers) if each != _LOCKED]
-        while (before := perf_counter()) < deadline:
+        own = range(number, options.rows, options.callers)
+        while perf_counter() < started + options.seconds:
             state = await store.get_by_id(SAGA_NAME, saga_id_of(chance.choice(own)))
             if state is None:
                 raise LookupError("a saga is missing")
@@ -92,10 +88,10 @@ async def _drive(store: PostgresSagaStore[OrderState], operation: str, options: 
                 version = state.metadata.version
                 state.metadata = state.metadata.next()
                 await store.update(SAGA_NAME, state, version)
-            latencies.append(perf_counter() - before)
+            done += 1
 
     await asyncio.gather(*(caller(number) for number in range(options.callers)))
-    return sorted(latencies)
+    return done / (perf_counter() - started)
 
 
 def _pgbench(operation: str, options: argparse.Namespace) -> float:
@@ -126,29 +122,6 @@ def _pgbench(operation: str, options: argparse.Namespace) -> float:
         if found is None:
             raise LookupError(done.stdout + done.stderr)
         return float(found[1])
-
-
-async def _locked_row(store: PostgresSagaStore[OrderState], options: argparse.Namespace) -> None:
-    """The latencies of other sagas' cycles with and without a row locked elsewhere and a caller that waits for it."""
-    rounds: dict[str, list[float]] = {"free": [], "locked": []}
-    connection = await asyncpg.connect(database_url(_DATABASE))
-    for _ in range(options.repeat):
-        rounds["free"].append(percentile(await _drive(store, "cycle", options), 0.99))
-        async with connection.transaction():
-            version = await connection.fetchval(
-                f"SELECT version FROM {_TABLE} WHERE saga_id = $1 FOR UPDATE", saga_id_of(_LOCKED)
-            )
-            waiting = asyncio.ensure_future(store.update(SAGA_NAME, state_of(_LOCKED, version + 1), version))
-            rounds["locked"].append(percentile(await _drive(store, "cycle", options), 0.99))
-            if waiting.done():
-                raise LookupError("the locked saga was updated")
-        await waiting
-    await connection.close()
-    free, locked = median(rounds["free"]), median(rounds["locked"])
-    print(
-        f"p99 of a cycle, {options.callers} callers: {free * 1e3:.1f} ms, with a row locked elsewhere "
-        f"{locked * 1e3:.1f} ms, ratio {locked / free:.2f}"
-    )
 
 
 if __name__ == "__main__":

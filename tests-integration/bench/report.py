@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.figures import STORE, Figure, Report
+from bench.figures import STORE, Figure, MemoryFigure, Report
 
 __all__ = ["print_report"]
 
@@ -25,6 +26,12 @@ def print_report(report: Report, console: Console, *, targets: bool) -> None:
     for store, variant, rows in dict.fromkeys((each.store, each.variant, each.rows) for each in report.figures):
         figures = [each for each in report.figures if (each.store, each.variant, each.rows) == (store, variant, rows)]
         console.print(_figures(f"{store} {variant}, {rows:,} sagas stored", figures))
+    for rows, callers in dict.fromkeys((each.rows, each.callers) for each in report.memory):
+        processes = [each for each in report.memory if (each.rows, each.callers) == (rows, callers)]
+        cycles = f"{processes[0].operations:,} cycles of {callers} callers"
+        console.print(_memory(f"Resident memory during {cycles}, {rows:,} sagas stored", processes))
+    if report.locked:
+        console.print(_locked(report))
     if report.walks:
         console.print(_walks(report))
     if report.growth:
@@ -35,17 +42,26 @@ def print_report(report: Report, console: Console, *, targets: bool) -> None:
 
 def _print_header(report: Report, console: Console) -> None:
     machine, parameters = report.machine, report.parameters
-    length = f"{parameters['ops']} operations" if parameters["ops"] else f"{parameters['seconds']} s"
     disk = f"a page and its fsync take {report.fsync['p50_us']:.0f} us (p50), {report.fsync['p99_us']:.0f} us (p99)"
     lines = (
         f"{machine['date']}  {machine['python']}  {machine['system']}",
         f"{machine['cpus']} x {machine['processor']}, load {machine['load']:.1f} at the start",
         "  ".join(f"{name} {version}" for name, version in machine["versions"].items()),
         f"{machine['filesystem']} in {machine['directory']}: {disk}",
-        f"{parameters['repeat']} rounds of {length} each, medians; memory: peak resident set of the subject's process",
+        _what(parameters),
     )
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def _what(parameters: dict[str, Any]) -> str:
+    if parameters["memory"]:
+        return "each subject's process has done nothing before"
+    length = f"{parameters['ops']} operations" if parameters["ops"] else f"{parameters['seconds']} s"
+    rounds = f"{parameters['repeat']} rounds of {length} each, medians"
+    if parameters["locked"]:
+        return f"{rounds}; as many without a locked row"
+    return f"{rounds}; memory: peak resident set of the subject's process"
 
 
 def _table(title: str, columns: Iterable[str], *, words: int) -> Table:
@@ -76,6 +92,36 @@ def _figures(title: str, figures: list[Figure]) -> Table:
                 style="bold" if own else None,
             )
         table.add_section()
+    return table
+
+
+def _memory(title: str, processes: list[MemoryFigure]) -> Table:
+    table = _table(title, ("store", "subject", "MB after each tenth", "grew by MB", "at most"), words=2)
+    for each in processes:
+        own = each.subject == STORE
+        table.add_row(
+            f"{each.store} {each.variant}",
+            each.subject,
+            " ".join(f"{mb:.1f}" for mb in each.tenths_mb),
+            f"{each.growth_mb:,.1f}",
+            f"{each.most_mb:,.1f}" if own else "",
+            style="bold" if own else None,
+        )
+    return table
+
+
+def _locked(report: Report) -> Table:
+    columns = ("store", "sagas", "callers", "p99 us", "p99 us, a row locked", "ratio")
+    table = _table("Cycles of other sagas while a row is locked elsewhere that a caller waits for", columns, words=3)
+    for each in report.locked:
+        table.add_row(
+            f"{each.store} {each.variant}",
+            f"{each.rows:,}",
+            str(each.callers),
+            f"{each.free_p99_us:,.1f}",
+            f"{each.locked_p99_us:,.1f}",
+            f"{each.ratio:.2f}",
+        )
     return table
 
 

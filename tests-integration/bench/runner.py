@@ -10,8 +10,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bench import backends
-from bench.child import Measure, Prepare, Ready, Serve, Verify, Walk, Walked
-from bench.figures import STORE, Report, WalkFigure, check_targets, growth, summarize
+from bench.child import Cycles, Hold, Measure, Prepare, Ready, Resident, Serve, Verify, Walk, Walked
+from bench.figures import (
+    STORE,
+    MemoryFigure,
+    Report,
+    WalkFigure,
+    check_targets,
+    growth,
+    summarize,
+    summarize_locked,
+)
+from bench.locked import Held
 from bench.machine import describe, fsync_latency
 from bench.measure import Measured
 from bench.operations import WRITES, BenchmarkError
@@ -32,7 +42,9 @@ class Plan:
         rows: Numbers of stored sagas.
         active: How many of them are used; None for all.
         callers: Numbers of concurrent callers.
-        operations: Names of operations, in the order in which they run.
+        operations: Names of operations, in the order in which they run; none with ``memory`` or ``locked``.
+        memory: So many cycles, with the memory read meanwhile, instead of operations.
+        locked: Whether to measure cycles beside a locked row instead of operations.
         seconds: The time of a round; None with ``ops``.
         ops: The operations of a round instead.
         repeat: How many rounds.
@@ -45,6 +57,8 @@ class Plan:
     active: int | None
     callers: tuple[int, ...]
     operations: tuple[str, ...]
+    memory: int | None
+    locked: bool
     seconds: float | None
     ops: int | None
     repeat: int
@@ -59,6 +73,12 @@ class Plan:
     def variants_of(self, backend: Backend) -> list[str]:
         """The variants of a backend that are measured."""
         return [variant for variant in backend.variants if self.variants is None or variant in self.variants]
+
+    def subjects_of(self, backend: Backend) -> tuple[str, ...]:
+        """The subjects that are measured: the store, and its peers where they are of use."""
+        if self.locked:  # a peer with one connection would wait for ever
+            return (STORE,)
+        return (STORE, *(backend.peers[:1] if self.memory else backend.peers))
 
 
 class Watcher(Protocol):
@@ -125,9 +145,9 @@ def _run(plan: Plan, watcher: Watcher, chosen: list[Backend]) -> Report:
 
 def _steps(plan: Plan, backend: Backend) -> int:
     walks = "walk" in plan.operations
-    rounds = (len(plan.operations) - walks) * len(plan.callers) * plan.repeat + walks
-    subjects = len(backend.peers) + 1
-    return len(plan.rows) * (1 + len(plan.variants_of(backend)) * subjects * rounds)
+    each = (len(plan.operations) - walks + plan.locked) * plan.repeat + (plan.memory is not None)
+    steps = len(plan.subjects_of(backend)) * (each * len(plan.callers) + walks)
+    return len(plan.rows) * (1 + len(plan.variants_of(backend)) * steps)
 
 
 def _run_rows(plan: Plan, watcher: Watcher, report: Report, backend: Backend, rows: int) -> None:
@@ -139,7 +159,7 @@ def _run_rows(plan: Plan, watcher: Watcher, report: Report, backend: Backend, ro
         with ExitStack() as stack:
             children = {
                 subject: stack.enter_context(_child(plan, backend, subject, variant, template, rows))
-                for subject in (STORE, *backend.peers)
+                for subject in plan.subjects_of(backend)
             }
             for child in children.values():
                 child.wait_until_open()
@@ -171,6 +191,11 @@ class _Field:
         self.children = children
 
     def run(self) -> None:
+        for callers in self.plan.callers:
+            if self.plan.memory is not None:
+                self.memory(callers, self.plan.memory)
+            elif self.plan.locked:
+                self.locked(callers)
         for operation in self.plan.operations:
             if operation == "walk":
                 self.walk()
@@ -187,9 +212,41 @@ class _Field:
                 rounds[subject].append(self.children[subject].ask(command, Measured))
                 self.watcher.step()
         if operation in WRITES:
-            for child in self.children.values():
-                child.ask(Verify(), Ready)
+            self.verify()
         self.report.figures += summarize(self.where, operation, callers, rounds)
+
+    def verify(self) -> None:
+        for child in self.children.values():
+            child.ask(Verify(), Ready)
+
+    def memory(self, callers: int, operations: int) -> None:
+        store, variant, rows = self.where
+        for subject, child in self.children.items():
+            self.watcher.doing(f"{store} {variant} {rows} {subject}, {operations:,} cycles of {callers} callers")
+            resident = child.ask(Cycles(callers, operations), Resident)
+            self.watcher.step()
+            self.report.memory.append(
+                MemoryFigure(
+                    store=store,
+                    variant=variant,
+                    rows=rows,
+                    subject=subject,
+                    callers=callers,
+                    operations=operations,
+                    tenths_mb=resident.tenths_mb,
+                )
+            )
+        self.verify()
+
+    def locked(self, callers: int) -> None:
+        self.watcher.doing(f"{' '.join(map(str, self.where))} beside a locked row, {callers} callers")
+        command, child = Hold(callers, self.plan.seconds, self.plan.ops), self.children[STORE]
+        rounds = []
+        for _ in range(self.plan.repeat):
+            rounds.append(child.ask(command, Held))
+            self.watcher.step()
+        self.verify()
+        self.report.locked.append(summarize_locked(self.where, callers, rounds))
 
     def in_turn(self, turn: int) -> Iterator[str]:
         """The subjects, another one first in each round: none always runs in the wake of the same other."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from bench.workload import SAGA_NAME, OrderState
 from saga_bus.store import BaseSagaStore, SagaFilter
 
-__all__ = ["Backend", "StoreSubject", "Subject", "Target"]
+__all__ = ["Backend", "Locking", "StoreSubject", "Subject", "Target"]
 
 
 class Subject(Protocol):
@@ -47,8 +48,9 @@ class Target:
 
     Args:
         kind: "ratio" of the throughput to a peer's, "throughput" per second, "growth" (throughput at the most
-            rows over that at the fewest), or "walk" (MB that memory grows during a whole walk).
-        bound: The least value to reach, or the most for "walk".
+            rows over that at the fewest), "walk" (MB that memory grows during a whole walk), or "locked" (the p99 of
+            the latency with another saga's row locked elsewhere, over that without).
+        bound: The least value to reach, or the most for "walk" and "locked".
         operation: The operation's name.
         variant: The variant of the store.
         callers: How many concurrent callers.
@@ -56,7 +58,7 @@ class Target:
         rows: The stored sagas that the figure needs: exactly for "walk", at least for "growth".
     """
 
-    kind: Literal["ratio", "throughput", "growth", "walk"]
+    kind: Literal["ratio", "throughput", "growth", "walk", "locked"]
     bound: float
     operation: str
     variant: str
@@ -90,6 +92,19 @@ class Backend(Protocol):
 
     def subject(self, name: str, variant: str, directory: Path, rows: int) -> Subject:
         """Make a subject: the store itself for ``name == "store"``, else a peer."""
+
+
+@runtime_checkable
+class Locking(Protocol):
+    """A backend that can also hold a row locked, as another program would."""
+
+    def locked(self, directory: Path, saga_id: str) -> AbstractAsyncContextManager[None]:
+        """Hold an order's row locked, in a transaction on a connection of its own that changes nothing.
+
+        Args:
+            directory: That of the subject whose copy of the data it is.
+            saga_id: The order's id.
+        """
 
 
 class StoreSubject:

@@ -78,7 +78,7 @@ class _Table:
         self.rows = rows
 
     async def fill(self) -> None:
-        async with DynamoDBSagaStore(_url(self.table)) as store:
+        async with DynamoDBSagaStore[OrderState](_url(self.table)) as store:
             await store.drop_schema()
             await store.create_schema()
         await asyncio.to_thread(self._write_all)
@@ -93,7 +93,7 @@ class _Table:
                     puts = answer["UnprocessedItems"].get(self.table, [])
 
     async def drop(self) -> None:
-        async with DynamoDBSagaStore(_url(self.table)) as store:
+        async with DynamoDBSagaStore[OrderState](_url(self.table)) as store:
             await store.drop_schema()
 
     async def totals(self) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from hashlib import blake2b
@@ -46,6 +46,7 @@ _NEXT_PAGE = """\
 SELECT created_at, saga_id, state FROM {table}
 WHERE saga_name = %s AND (created_at < %s OR (created_at = %s AND saga_id < %s))
 ORDER BY created_at DESC, saga_id DESC LIMIT %s"""
+_HOLD = "SELECT version FROM {table} WHERE saga_name = %s AND saga_id = %s FOR UPDATE"
 _TOTALS = "SELECT COUNT(*), COALESCE(SUM(version), 0) FROM {table}"
 
 _encode = msgspec.json.Encoder().encode
@@ -270,6 +271,15 @@ class MySqlBackend:
     def subject(self, name: str, variant: str, directory: Path, rows: int) -> Subject:  # noqa: ARG002
         template = (directory / "template").read_text()
         return MySqlSubject(directory, template) if name == "store" else _PEERS[name](directory, template)
+
+    @asynccontextmanager
+    async def locked(self, directory: Path, saga_id: str) -> AsyncIterator[None]:
+        connection = await aiomysql.connect(**connection_options(_url()), autocommit=False)
+        async with connection, connection.cursor() as cursor:
+            if not await cursor.execute(_HOLD.format(table=_table_of(directory)), (SAGA_NAME, saga_id)):
+                raise LookupError(f"{saga_id} is not there to be locked")
+            yield
+            await connection.rollback()
 
 
 BACKEND = MySqlBackend()

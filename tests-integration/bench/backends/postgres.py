@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -43,6 +43,7 @@ WHERE saga_name = $1 ORDER BY created_at DESC, saga_id DESC LIMIT $2"""
 _NEXT_PAGE = f"""\
 SELECT created_at, saga_id, state FROM {_TABLE}
 WHERE saga_name = $1 AND (created_at, saga_id) < ($3, $4) ORDER BY created_at DESC, saga_id DESC LIMIT $2"""
+_HOLD = f"SELECT version FROM {_TABLE} WHERE saga_name = $1 AND saga_id = $2 FOR UPDATE"
 _TOTALS = f"SELECT count(*), coalesce(sum(version), 0)::bigint FROM {_TABLE}"
 
 _encode = msgspec.json.Encoder().encode
@@ -52,6 +53,10 @@ _decode = msgspec.json.Decoder(OrderState).decode
 def database_url(name: str) -> str:
     """The URL of another database on the same server."""
     return urlunsplit(urlsplit(os.environ["SAGA_TEST_POSTGRES_URL"])._replace(path=f"/{name}"))
+
+
+def _name_of(directory: Path) -> str:
+    return f"bench_{blake2b(str(directory).encode(), digest_size=8).hexdigest()}"
 
 
 async def _administer(*statements: str) -> None:
@@ -121,7 +126,7 @@ class _Database:
     """What all subjects share: a copy of the template, and the totals read through a connection of their own."""
 
     def __init__(self, directory: Path, template: str) -> None:
-        self.name = f"bench_{blake2b(str(directory).encode(), digest_size=8).hexdigest()}"
+        self.name = _name_of(directory)
         self.template = template
 
     async def open(self) -> None:
@@ -363,13 +368,24 @@ class PostgresBackend:
 
     async def prepare(self, directory: Path, rows: int) -> None:
         """Fill a template database; the directory holds only its name."""
-        name = f"bench_{blake2b(str(directory).encode(), digest_size=8).hexdigest()}"
+        name = _name_of(directory)
         await fill(name, rows)
         (directory / "template").write_text(name)
 
     def subject(self, name: str, variant: str, directory: Path, rows: int) -> Subject:  # noqa: ARG002
         template = (directory / "template").read_text()
         return PostgresSubject(directory, template) if name == "store" else _PEERS[name](directory, template)
+
+    @asynccontextmanager
+    async def locked(self, directory: Path, saga_id: str) -> AsyncIterator[None]:
+        connection = await asyncpg.connect(database_url(_name_of(directory)))
+        try:
+            async with connection.transaction():
+                if await connection.fetchval(_HOLD, SAGA_NAME, saga_id) is None:
+                    raise LookupError(f"{saga_id} is not there to be locked")
+                yield
+        finally:
+            await connection.close()
 
 
 BACKEND = PostgresBackend()
