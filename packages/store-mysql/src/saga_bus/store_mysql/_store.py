@@ -207,7 +207,9 @@ class MySqlSagaStore(BaseSagaStore[StateT]):
         await self._engine.run(lambda _, session: work(session, self._place))
 
     async def _ping(self) -> Sequence[str]:
-        return await self._engine.run(lambda _, session: warnings_about(self._place, session))
+        return await self._engine.run(
+            lambda operations, session: warnings_about(self._place, session, commits=operations.commits)
+        )
 
 
 async def create_schema(database: Any, *, table: str = _DEFAULT_TABLE, schema: str | None = None) -> None:
