@@ -100,7 +100,7 @@ CARELESS = (
     "--binlog-format=STATEMENT",
     "--sync-binlog=0",
     "--innodb-flush-log-at-trx-commit=2",
-    "--skip-innodb-doublewrite",
+    "--innodb-doublewrite=OFF",
 )
 
 

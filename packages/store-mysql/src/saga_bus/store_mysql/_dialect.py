@@ -59,8 +59,9 @@ MARIADB = Dialect("MariaDB", b"SET STATEMENT innodb_lock_wait_timeout = 0 FOR ",
 MYSQL = Dialect(
     "MySQL",
     b"SET @saga_bus_lock_wait = @@SESSION.innodb_lock_wait_timeout, SESSION innodb_lock_wait_timeout = 1;",
-    # Behind a pooler it may run where the variable has no value.
-    b";SET SESSION innodb_lock_wait_timeout = COALESCE(@saga_bus_lock_wait, @@GLOBAL.innodb_lock_wait_timeout)",
+    # Behind a pooler it may run where the variable has no value, which has no type either.
+    b";SET SESSION innodb_lock_wait_timeout = "
+    b"CAST(COALESCE(@saga_bus_lock_wait, @@GLOBAL.innodb_lock_wait_timeout) AS SIGNED)",
     1,
 )
 
