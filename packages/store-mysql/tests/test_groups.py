@@ -11,6 +11,7 @@ import saga_bus.store_mysql
 from saga_bus.store import (
     ConcurrencyError,
     DuplicateSagaError,
+    OutcomeUnknownError,
     SagaNotFoundError,
     SagaStoreError,
     StateTooLargeError,
@@ -20,6 +21,7 @@ from saga_bus.store_mysql import _groups
 from saga_bus.store_mysql._dialect import MARIADB, MYSQL, dialect_of
 from saga_bus.store_mysql._driver import Session
 from saga_bus.store_mysql._errors import MySQLError
+from saga_bus.store_mysql._groups import ALONE, _outcome_of
 from saga_bus.store_mysql._schema import Place
 from saga_bus.store_mysql._statements import Statements
 
@@ -271,3 +273,22 @@ def test_each_part_of_a_large_group_has_its_own_outcome(run, place, monkeypatch)
         assert [outcome is None for outcome in outcomes] == [bool(each) for each in written]
 
     run(test())
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (MySQLError(1180, "Got error 28 during COMMIT"), OutcomeUnknownError),
+        (MySQLError(1290, "read-only"), StoreUnavailableError),
+        (OutcomeUnknownError("lost"), OutcomeUnknownError),
+        (MySQLError(1062, "Duplicate entry 'a' for key 'PRIMARY'"), type(ALONE)),
+        (MySQLError(1062, "Duplicate entry 'a' for key 'theirs'"), type(ALONE)),
+        (MySQLError(1213, "Deadlock"), type(ALONE)),
+        (MySQLError(1406, "Data too long for column 'state'"), type(ALONE)),
+        (SagaStoreError("no autocommit"), type(ALONE)),
+    ],
+)
+def test_what_a_part_that_failed_is_told(error, kind):
+    outcome = _outcome_of(error)
+    assert type(outcome) is kind
+    assert kind is type(ALONE) or outcome is error or outcome.__cause__ is error
