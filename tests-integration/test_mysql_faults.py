@@ -7,16 +7,19 @@ from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+import aiomysql
 import pytest
 
 from faults.load import Load, verify
 from faults.proxy import Proxy
 from providers import UnavailableError
-from providers.mysql import execute, private_server
+from providers.mysql import connection_options, execute, private_server
 from providers.skipping import skip_unless_required
 from saga_bus.store import (
+    ConcurrencyError,
     DuplicateSagaError,
     OutcomeUnknownError,
+    SagaFilter,
     SagaMetadata,
     SagaState,
     StoreUnavailableError,
@@ -69,52 +72,127 @@ def test_a_write_that_never_arrived(url, table):
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("grouped", [False, True])
-def test_a_write_whose_answer_was_lost(url, table, grouped):
+def test_a_write_whose_answer_was_lost(url, table):
     async def run():
         async with through_a_proxy(url, table) as (proxy, store):
-            ids = [f"id-{number}" for number in range(5 if grouped else 1)]
             proxy.cut_after_request(b"INSERT")
-            outcomes = await asyncio.gather(
-                *(store.insert(NAME, f"order-{key}", state(key)) for key in ids), return_exceptions=True
-            )
+            with pytest.raises(OutcomeUnknownError):
+                await store.insert(NAME, "order-1", state("a"))
             await proxy.fired()
-            assert type(outcomes[0]) is OutcomeUnknownError
-            for key, outcome in zip(ids, outcomes, strict=True):
-                there = await store.get_by_id(NAME, key)
-                # One's own insert is recognised by its id and content, and so is no false duplicate.
-                assert there is not None or isinstance(outcome, StoreUnavailableError)
-                if there is None:
-                    await store.insert(NAME, f"order-{key}", state(key))
-                else:
-                    with pytest.raises(DuplicateSagaError):
-                        await store.insert(NAME, f"order-{key}", state(key))
+            with pytest.raises(DuplicateSagaError):
+                await store.insert(NAME, "order-1", state("a"))
             proxy.cut_after_request(b"UPDATE")
-            outcomes = await asyncio.gather(
-                *(store.update(NAME, state(key, 1), 0) for key in ids), return_exceptions=True
-            )
+            with pytest.raises(OutcomeUnknownError):
+                await store.update(NAME, state("a", 1), 0)
             await proxy.fired()
-            assert [type(outcome) for outcome in outcomes].count(OutcomeUnknownError) >= 1
-            for key, outcome in zip(ids, outcomes, strict=True):
-                version = (await store.get_by_id(NAME, key)).metadata.version
-                assert version == 1 or (version == 0 and isinstance(outcome, StoreUnavailableError))
+            assert (await store.get_by_id(NAME, "a")).metadata.version == 1
 
     asyncio.run(run())
 
 
-def test_a_group_cut_off_before_anything_was_written(url, table):
+CUTS = [
+    # what is written, only in the request that is cut, whether that one writes
+    pytest.param("insert", b"behind-", True, id="inserts"),
+    pytest.param("update", b"SKIP LOCKED", False, id="updates, first request"),
+    pytest.param("update", b"ON DUPLICATE KEY UPDATE", True, id="updates, second request"),
+]
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize(("operation", "matching", "writes"), CUTS)
+def test_a_group_that_is_cut_off(url, table, operation, matching, writes, moment):
+    """The first call leaves alone and is acknowledged; what the others are told is what is stored."""
+    ids = ["first", *(f"behind-{number}" for number in range(5))]
+
     async def run():
         async with through_a_proxy(url, table) as (proxy, store):
-            for number in range(4):
-                await store.insert(NAME, f"order-{number}", state(f"id-{number}"))
-            proxy.cut_after_request(b"SKIP LOCKED")
-            outcomes = await asyncio.gather(
-                *(store.update(NAME, state(f"id-{number}", 1), 0) for number in range(4)), return_exceptions=True
-            )
+
+            def write(saga_id):
+                if operation == "insert":
+                    return store.insert(NAME, f"order-{saga_id}", state(saga_id))
+                return store.update(NAME, state(saga_id, 1), 0)
+
+            if operation == "update":
+                for saga_id in ids:
+                    await store.insert(NAME, f"order-{saga_id}", state(saga_id))
+            (proxy.cut_before_request if moment == "before" else proxy.cut_after_request)(matching)
+            outcomes = await asyncio.gather(*map(write, ids), return_exceptions=True)
             await proxy.fired()
-            # The first one was alone, the others are the group behind it.
-            assert [type(outcome) for outcome in outcomes] == [type(None), *[StoreUnavailableError] * 3]
-            await asyncio.gather(*(store.update(NAME, state(f"id-{number}", 1), 0) for number in range(1, 4)))
+
+            told = OutcomeUnknownError if writes else StoreUnavailableError
+            assert [type(outcome) for outcome in outcomes] == [type(None), *[told] * 5]
+            found = [await store.get_by_id(NAME, saga_id) for saga_id in ids]
+            written = [saga is not None and (operation == "insert" or saga.metadata.version == 1) for saga in found]
+            arrived = writes and moment == "after"
+            assert written == [True, *[arrived] * 5]
+            again = await asyncio.gather(*map(write, ids[1:]), return_exceptions=True)
+            taken = DuplicateSagaError if operation == "insert" else ConcurrencyError
+            assert [type(outcome) for outcome in again] == [taken if arrived else type(None)] * 5
+
+    asyncio.run(run())
+
+
+async def turns_of(proxy, *calls):
+    """How many round trips calls take that are made at once, each of which must succeed."""
+    before = proxy.turns
+    await asyncio.gather(*calls)
+    return proxy.turns - before
+
+
+@asynccontextmanager
+async def with_a_given_pool(url, table, **options):
+    parts = urlsplit(url)
+    async with Proxy(parts.hostname, parts.port or 3306) as proxy:
+        address = {**connection_options(url), "host": proxy.host, "port": proxy.port}
+        async with (
+            aiomysql.create_pool(**address, minsize=1, maxsize=2, **options) as pool,
+            MySqlSagaStore(pool=pool, table=table, state_types={NAME: SagaState}) as store,
+        ):
+            await store.create_schema()
+            yield proxy, store
+
+
+@pytest.mark.parametrize(
+    ("opened", "turns"),
+    [
+        pytest.param(through_a_proxy, 1, id="own pool"),
+        pytest.param(functools.partial(with_a_given_pool, autocommit=True), 1, id="given pool"),
+        pytest.param(functools.partial(with_a_given_pool, autocommit=False), 3, id="given pool without autocommit"),
+    ],
+)
+def test_round_trips_of_single_calls(url, table, opened, turns):
+    async def run():
+        async with opened(url, table) as (proxy, store):
+            calls = {
+                "insert": lambda: store.insert(NAME, "order-1", state("a")),
+                "get_by_id": lambda: store.get_by_id(NAME, "a"),
+                "get_by_correlation_id": lambda: store.get_by_correlation_id(NAME, "order-1"),
+                "update": lambda: store.update(NAME, state("a", 1), 0),
+                "find": lambda: store.find(SagaFilter(saga_name=NAME)),
+                "count": lambda: store.count(SagaFilter(saga_name=NAME)),
+                "ping": store.ping,
+                "conditional delete": lambda: store.delete(NAME, "a", 1),
+                "delete": lambda: store.delete(NAME, "a"),
+            }
+            taken = {name: await turns_of(proxy, call()) for name, call in calls.items()}
+            assert taken == dict.fromkeys(calls, turns)
+
+    asyncio.run(run())
+
+
+def test_round_trips_of_groups(url, table):
+    """Of five calls at once the first one leaves alone, in one, and the others as a group."""
+    ids = [f"id-{number}" for number in range(5)]
+
+    async def run():
+        async with through_a_proxy(url, table) as (proxy, store):
+            # Two connections, which connecting shall not count.
+            await asyncio.gather(store.get_by_id(NAME, "a"), store.get_by_correlation_id(NAME, "a"))
+            inserts = [store.insert(NAME, f"order-{key}", state(key)) for key in ids]
+            assert await turns_of(proxy, *inserts) == 1 + 1
+            assert await turns_of(proxy, *(store.get_by_id(NAME, key) for key in ids)) == 1 + 1
+            assert await turns_of(proxy, *(store.get_by_correlation_id(NAME, f"order-{key}") for key in ids)) == 1 + 1
+            assert await turns_of(proxy, *(store.update(NAME, state(key, 1), 0) for key in ids)) == 1 + 2
 
     asyncio.run(run())
 

@@ -5,7 +5,9 @@ from uuid import uuid4
 import aiomysql
 import pytest
 
-from providers.mysql import connection_options, execute
+from providers import UnavailableError
+from providers.mysql import connection_options, execute, private_server
+from providers.skipping import skip_unless_required
 from saga_bus.store import SagaMetadata, SagaState
 from saga_bus.store_mysql import MySqlSagaStore
 
@@ -89,9 +91,39 @@ def url(databases):
     return databases.url("mysql")
 
 
+# Each is allowed, and none is what the server has by default. With a log of statements it warns of every group of
+# updates; and it may lose commits, which makes its tests faster.
+CARELESS = (
+    "--sql-mode=",
+    "--transaction-isolation=SERIALIZABLE",
+    "--log-bin=log",
+    "--binlog-format=STATEMENT",
+    "--sync-binlog=0",
+    "--innodb-flush-log-at-trx-commit=2",
+    "--innodb-doublewrite=OFF",
+)
+
+
+@pytest.fixture(scope="session")
+def careless_url():
+    """The URL of an administrator of a server whose settings are careless."""
+    try:
+        with private_server(CARELESS) as server:
+            yield server.url
+    except UnavailableError as error:
+        skip_unless_required("mysql", str(error))
+
+
 @pytest.fixture
 def place(url):
     fresh = Place(url)
+    yield fresh
+    fresh.execute(f"DROP TABLE IF EXISTS `{fresh.table}`")
+
+
+@pytest.fixture
+def careless_place(careless_url):
+    fresh = Place(careless_url)
     yield fresh
     fresh.execute(f"DROP TABLE IF EXISTS `{fresh.table}`")
 

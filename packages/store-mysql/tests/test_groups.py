@@ -2,14 +2,26 @@
 
 import asyncio
 import re
+from pathlib import Path
 
 import pytest
 import sqlglot
 
-from saga_bus.store import ConcurrencyError, DuplicateSagaError, SagaNotFoundError, StateTooLargeError
+import saga_bus.store_mysql
+from saga_bus.store import (
+    ConcurrencyError,
+    DuplicateSagaError,
+    OutcomeUnknownError,
+    SagaNotFoundError,
+    SagaStoreError,
+    StateTooLargeError,
+    StoreUnavailableError,
+)
 from saga_bus.store_mysql import _groups
 from saga_bus.store_mysql._dialect import MARIADB, MYSQL, dialect_of
 from saga_bus.store_mysql._driver import Session
+from saga_bus.store_mysql._errors import MySQLError
+from saga_bus.store_mysql._groups import ALONE, _outcome_of
 from saga_bus.store_mysql._schema import Place
 from saga_bus.store_mysql._statements import Statements
 
@@ -38,6 +50,12 @@ def test_the_version_tells_the_dialect():
     assert dialect_of("8.0.42-0ubuntu0.24.04.1") is MYSQL
     assert dialect_of("10.11.19-MariaDB-0+deb12u1") is MARIADB
     assert dialect_of("5.5.5-11.4.2-mariadb") is MARIADB
+
+
+def test_all_version_comments_stand_in_one_module():
+    package = Path(saga_bus.store_mysql.__file__).parent
+    found = {path.name for path in package.rglob("*.py") if re.search(r"/\*M?!", path.read_text("utf-8"))}
+    assert found == {"_dialect.py"}
 
 
 def as_mysql_reads(sql):
@@ -210,3 +228,67 @@ def test_one_state_that_is_too_large_fails_alone(run, place):
             assert [type(outcome) for outcome in outcomes] == [type(None), StateTooLargeError, type(None)]
 
     run(test())
+
+
+def test_each_part_of_a_large_group_has_its_own_outcome(run, place, monkeypatch):
+    """What an earlier part has written is not called lost, nor a conflict, where a later one fails."""
+    monkeypatch.setattr(_groups, "_MAX_BYTES", 5_000)
+    own, sent = Session.run, []
+
+    def fails_in(part, error):
+        async def run(self, sql, **options):
+            if b"SKIP LOCKED" in sql or (b"INSERT" in sql and b"DUPLICATE" not in sql and len(sql) > 3_000):
+                sent.append(sql)
+                if len(sent) == part:
+                    if isinstance(error, SagaStoreError):
+                        self.close()
+                    raise error
+            return await own(self, sql, **options)
+
+        sent.clear()
+        return run
+
+    async def test():
+        async with place.opened() as store:
+            for number, error in enumerate((StoreUnavailableError("lost"), MySQLError(1290, "read-only"))):
+                states = [place.state(f"{number}-{key}", "x" * 3_000) for key in "abcdef"]
+                with monkeypatch.context() as patched:
+                    patched.setattr(Session, "run", fails_in(3, error))
+                    inserts = [store.insert(place.name, state.metadata.saga_id, state) for state in states]
+                    outcomes = await grouped(store, *inserts)
+                assert_agree(outcomes, await stored(store, states))
+                await grouped(store, *(store.insert(place.name, state.metadata.saga_id, state) for state in states))
+                new = [place.follow(state, "y" * 3_000) for state in states]
+                with monkeypatch.context() as patched:
+                    patched.setattr(Session, "run", fails_in(3, error))
+                    outcomes = await grouped(store, *(store.update(place.name, state, 0) for state in new))
+                assert_agree(outcomes, [state.metadata.version for state in await stored(store, states)])
+
+    async def stored(store, states):
+        return [await store.get_by_id(place.name, state.metadata.saga_id) for state in states]
+
+    def assert_agree(outcomes, written):
+        assert outcomes.count(None) >= 2
+        assert {type(outcome) for outcome in outcomes} == {type(None), StoreUnavailableError}
+        assert [outcome is None for outcome in outcomes] == [bool(each) for each in written]
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (MySQLError(1180, "Got error 28 during COMMIT"), OutcomeUnknownError),
+        (MySQLError(1290, "read-only"), StoreUnavailableError),
+        (OutcomeUnknownError("lost"), OutcomeUnknownError),
+        (MySQLError(1062, "Duplicate entry 'a' for key 'PRIMARY'"), type(ALONE)),
+        (MySQLError(1062, "Duplicate entry 'a' for key 'theirs'"), type(ALONE)),
+        (MySQLError(1213, "Deadlock"), type(ALONE)),
+        (MySQLError(1406, "Data too long for column 'state'"), type(ALONE)),
+        (SagaStoreError("no autocommit"), type(ALONE)),
+    ],
+)
+def test_what_a_part_that_failed_is_told(error, kind):
+    outcome = _outcome_of(error)
+    assert type(outcome) is kind
+    assert kind is type(ALONE) or outcome is error or outcome.__cause__ is error

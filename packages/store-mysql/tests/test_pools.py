@@ -211,3 +211,25 @@ def test_a_given_pool_must_speak_utf8(run, place):
                 store.bind(connection)
 
     run(test())
+
+
+@pytest.mark.parametrize("autocommit", [True, False])
+def test_a_killed_connection_of_a_given_pool_is_replaced(run, place, autocommit):
+    async def test():
+        options = {**connection_options(place.url), "autocommit": autocommit, "minsize": 0, "maxsize": 1}
+        async with aiomysql.create_pool(**options) as pool, place.opened(url=None, pool=pool) as store:
+            (state,) = await place.insert(store, "a")
+            for write in (
+                lambda: store.update(place.name, place.follow(state), 0),
+                lambda: store.insert(place.name, "order-b", place.state("b")),
+            ):
+                (connection,) = pool._free
+                place.execute(f"KILL {connection.thread_id()}")
+                await asyncio.sleep(0.05)  # the news must arrive
+                await write()
+                assert pool._free[0] is not connection
+                assert not pool._used
+            found = await store.get_by_id(place.name, "a")
+            assert found.metadata.version == 1
+
+    run(test())

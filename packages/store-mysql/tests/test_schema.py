@@ -99,6 +99,30 @@ def test_ten_processes_at_once(run, place):
     run(check_schema(place.url, table=place.table))
 
 
+def test_somebody_else_may_be_faster(run, place, monkeypatch):
+    own = _schema._create_table
+
+    def too_late(given):
+        place.execute(own(given))
+        return own(given)
+
+    monkeypatch.setattr(_schema, "_create_table", too_late)
+    run(create_schema(place.url, table=place.table))
+    run(check_schema(place.url, table=place.table))
+
+
+def test_a_table_of_somebody_else_that_comes_in_between_is_an_error(run, place, monkeypatch):
+    own = _schema._create_table
+
+    def too_late(given):
+        place.execute(f"CREATE TABLE {place.table} (a INT)")
+        return own(given)
+
+    monkeypatch.setattr(_schema, "_create_table", too_late)
+    with pytest.raises(SchemaError, match="choose another name"):
+        run(create_schema(place.url, table=place.table))
+
+
 def test_the_functions_take_a_url_or_a_pool(run, place):
     async def test():
         async with aiomysql.create_pool(**connection_options(place.url), minsize=0) as pool:

@@ -9,11 +9,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["EXACT_TEXT", "MARIADB", "MYSQL", "Dialect", "dialect_of"]
+__all__ = ["EXACT_COLLATIONS", "EXACT_TEXT", "MARIADB", "MYSQL", "NEW_ROW", "Dialect", "dialect_of", "new_value"]
 
 # Compares byte by byte and pads nothing: "a", "A", "á" and "a " are four ids. (utf8mb4_bin ignores trailing
 # blanks on both servers.) VARBINARY would do as well, but the clients of both show it as hexadecimal digits.
 EXACT_TEXT = "CHARACTER SET utf8mb4 COLLATE /*!80017 utf8mb4_0900_bin */ /*M! utf8mb4_nopad_bin */"
+EXACT_COLLATIONS = frozenset({"utf8mb4_0900_bin", "utf8mb4_nopad_bin"})
+
+# Stands before ON DUPLICATE KEY UPDATE: MySQL gives the new row a name, MariaDB does not know that.
+NEW_ROW = "/*!80019 AS new */"
+
+
+def new_value(column: str) -> str:
+    """The new row's value of a column, behind ON DUPLICATE KEY UPDATE.
+
+    Args:
+        column: The column's name.
+    """
+    return f"/*!80019 new.{column} */ /*M! VALUES({column}) */"
 
 
 @dataclass(frozen=True)
@@ -46,7 +59,9 @@ MARIADB = Dialect("MariaDB", b"SET STATEMENT innodb_lock_wait_timeout = 0 FOR ",
 MYSQL = Dialect(
     "MySQL",
     b"SET @saga_bus_lock_wait = @@SESSION.innodb_lock_wait_timeout, SESSION innodb_lock_wait_timeout = 1;",
-    b";SET SESSION innodb_lock_wait_timeout = @saga_bus_lock_wait",
+    # Behind a pooler it may run where the variable has no value, which has no type either.
+    b";SET SESSION innodb_lock_wait_timeout = "
+    b"CAST(COALESCE(@saga_bus_lock_wait, @@GLOBAL.innodb_lock_wait_timeout) AS SIGNED)",
     1,
 )
 

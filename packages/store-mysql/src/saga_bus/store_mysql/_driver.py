@@ -22,6 +22,9 @@ __all__ = ["Address", "Result", "Session", "check_charset", "connect", "is_alive
 _CLIENT_FOUND_ROWS = 2
 _STATUS_NO_BACKSLASH_ESCAPES = 512
 
+# A server that is not strict would cut what does not fit into a column that somebody has narrowed.
+_SETTINGS = b"SET autocommit = 1, innodb_lock_wait_timeout = %d, sql_mode = CONCAT(@@sql_mode, ',STRICT_TRANS_TABLES')"
+
 
 class Result(NamedTuple):
     """What one statement gave.
@@ -29,10 +32,12 @@ class Result(NamedTuple):
     Args:
         rows: Its rows, in texts, bytes and numbers.
         affected: How many rows it changed.
+        warnings: How many warnings the server has of it, 0 for a statement with rows.
     """
 
     rows: Sequence[tuple[Any, ...]]
     affected: int
+    warnings: int
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,7 @@ class Session:
             MySQLError: The server refused a statement; the connection is whole.
             StoreUnavailableError: The connection broke, and was closed.
             OutcomeUnknownError: The same after a write was sent that may have been committed.
+            SagaStoreError: The server has left the write uncommitted; the connection was closed.
         """
         connection = self.connection
         if connection.closed:
@@ -105,11 +111,11 @@ class Session:
         try:
             await connection.query(sql)
             result = connection._result  # noqa: SLF001 - what a Cursor does, without its SHOW WARNINGS
-            results.append(Result(result.rows or (), result.affected_rows))
+            results.append(Result(result.rows or (), result.affected_rows, result.warning_count))
             while result.has_next:
                 await connection.next_result()
                 result = connection._result  # noqa: SLF001
-                results.append(Result(result.rows or (), result.affected_rows))
+                results.append(Result(result.rows or (), result.affected_rows, result.warning_count))
         except MySQLError as error:
             if not is_lost(error):
                 raise
@@ -123,6 +129,12 @@ class Session:
             raise
         finally:
             timer.cancel()
+        if commits and connection.get_transaction_status():
+            self.close()  # which rolls back
+            raise SagaStoreError(
+                "nothing was written: the session is not in autocommit mode, as behind a pooler that forgets what its "
+                "clients set"
+            )
         return results
 
     def _expire(self) -> None:
@@ -187,7 +199,7 @@ async def connect(address: Address, *, connect_timeout: float, command_timeout: 
         session.close()  # aiomysql goes on without encryption where the server offers none
         raise SagaStoreError("the server does not offer TLS, which the URL asks for")
     try:
-        await session.run(b"SET autocommit = 1, innodb_lock_wait_timeout = %d" % lock_timeout)
+        await session.run(_SETTINGS % lock_timeout)
     except MySQLError as error:
         session.close()
         raise translated(error) from error

@@ -21,6 +21,7 @@ from saga_bus.store import (
 
 __all__ = [
     "CORRELATION_KEY",
+    "TABLE_EXISTS",
     "TOO_LARGE",
     "MySQLError",
     "code_of",
@@ -36,6 +37,7 @@ __all__ = [
 
 CORRELATION_KEY = "saga_correlation_id"
 
+TABLE_EXISTS = 1050
 TOO_LARGE = 1153
 _LOCKED = 1205
 _DUPLICATE = (1062, 1586)
@@ -57,6 +59,7 @@ _LOST = {
     2055: "the connection broke",
     4031: "the server closed the idle connection",
 }
+_NARROW = "a column is not as create_schema() made it: check_schema() tells which"
 _MEANINGS: dict[int, tuple[type[SagaStoreError], str]] = {
     _CHANGED: (StoreUnavailableError, "somebody else changed the row since the transaction's snapshot"),
     1021: (StoreUnavailableError, "the disk is full"),
@@ -80,8 +83,12 @@ _MEANINGS: dict[int, tuple[type[SagaStoreError], str]] = {
     _DEADLOCK: (StoreUnavailableError, "a deadlock, which the server ended by rolling the transaction back"),
     1226: (StoreUnavailableError, "the user has used up a resource"),
     1227: (SagaStoreError, "the user may not do this"),
+    1264: (SchemaError, _NARROW),
+    1265: (SchemaError, _NARROW),
     1290: (StoreUnavailableError, "the server is read-only"),
     1317: (StoreUnavailableError, "the statement was interrupted"),
+    1366: (SchemaError, _NARROW),
+    1406: (SchemaError, _NARROW),
     1614: (StoreUnavailableError, "a deadlock, which the server ended by rolling the transaction back"),
     1698: (SagaStoreError, "the server refused the user or the password"),
     1836: (StoreUnavailableError, "the server is read-only"),

@@ -8,7 +8,9 @@ from typing import Any, Final, TypeVar
 from saga_bus.store import (
     OutcomeUnknownError,
     SagaRow,
+    SagaStoreError,
     StateCodecError,
+    StoreUnavailableError,
     version_conflict,
 )
 from saga_bus.store_mysql._driver import Session
@@ -66,9 +68,6 @@ async def insert_group(
 
     Returns:
         For each item None, its error, or `ALONE`.
-
-    Raises:
-        SagaStoreError: The server refused.
     """
     quote = session.quote
     outcomes: list[BaseException | _Alone | None] = [None] * len(items)
@@ -81,15 +80,13 @@ async def insert_group(
     for chunk in _chunks([(number, len(text)) for number, text in texts.items()]):
         insert = operations.sql.insert_into + b",\n".join(texts[number] for number in chunk)
         try:
-            await session.run(session.dialect.impatient(insert), commits=True)
-        except MySQLError as error:
+            results = await session.run(session.dialect.impatient(insert), commits=True)
+            if any(result.warnings for result in results):
+                await _tell_cut(session, operations, [(number, *items[number]) for number in chunk], outcomes)
+        except (MySQLError, SagaStoreError) as error:
+            _set_all(outcomes, chunk, _outcome_of(error))
             if session.dialect.after_impatient:
-                await session.run(session.dialect.after_impatient.lstrip(b";"))
-            # One of them is a duplicate, and the server says of which value, but not of which row.
-            if conflict_of(error) is None and not is_transient(error):
-                raise translated(error) from error
-            for number in chunk:
-                outcomes[number] = ALONE
+                await _be_patient(session)
     return outcomes
 
 
@@ -108,24 +105,17 @@ async def update_group(
 
     Returns:
         For each item None, its error, or `ALONE`.
-
-    Raises:
-        SagaStoreError: The server refused.
     """
     outcomes: list[BaseException | _Alone | None] = [None] * len(items)
     for chunk in _chunks([(number, 2 * len(row.document) + _MOST_BESIDE) for number, (row, _) in enumerate(items)]):
         try:
             await _update_chunk(session, operations, items, chunk, outcomes)
-        except MySQLError as error:
-            await session.roll_back()
-            if not is_transient(error):
-                raise translated(error) from error
-            for number in chunk:
-                outcomes[number] = ALONE
-        except BaseException:
+        except BaseException as error:
             if not session.connection.closed:
                 await session.roll_back()
-            raise
+            if not isinstance(error, MySQLError | SagaStoreError):
+                raise
+            _set_all(outcomes, chunk, _outcome_of(error))
     return outcomes
 
 
@@ -141,6 +131,7 @@ async def _update_chunk(
     _, locked = await session.run(sql.lock_group.filled(_key_list(keys, quote)))
     found = {(saga_name, saga_id): (int(version), rest) for saga_name, saga_id, version, rest in locked.rows}
     texts: list[bytes] = []
+    written_rows: list[tuple[int, SagaRow, None]] = []
     for key, number in zip(keys, chunk, strict=True):
         row, expected_version = items[number]
         actual_version, correlation_id = found.get(key, (None, b""))
@@ -153,6 +144,7 @@ async def _update_chunk(
         else:
             try:
                 texts.append(operations.values(row, correlation_id.decode(), quote))
+                written_rows.append((number, row, None))
             except StateCodecError as error:
                 outcomes[number] = error
     if not texts:
@@ -162,6 +154,45 @@ async def _update_chunk(
     written, _ = await session.run(write + b";COMMIT", commits=True)
     if written.affected != 2 * len(texts):
         raise OutcomeUnknownError("the server did not update the rows that were locked for it")
+    if written.warnings:
+        await _tell_cut(session, operations, written_rows, outcomes)
+
+
+async def _tell_cut(
+    session: Session,
+    operations: Operations,
+    written: Sequence[tuple[int, SagaRow, str | None]],
+    outcomes: list[BaseException | _Alone | None],
+) -> None:
+    errors = await operations.cut([(row, correlation_id) for _, row, correlation_id in written], session)
+    for (number, _, _), error in zip(written, errors, strict=True):
+        outcomes[number] = error
+
+
+async def _be_patient(session: Session) -> None:
+    try:
+        await session.run(session.dialect.after_impatient.lstrip(b";"))
+    except (MySQLError, SagaStoreError):
+        session.close()  # a pooler may have put it on another connection, which knows of nothing
+
+
+def _set_all(
+    outcomes: list[BaseException | _Alone | None], numbers: Sequence[int], outcome: BaseException | _Alone
+) -> None:
+    for number in numbers:
+        outcomes[number] = outcome
+
+
+def _outcome_of(error: MySQLError | SagaStoreError) -> BaseException | _Alone:
+    """What to tell a part of a group that failed; the parts before it are written, and keep their outcomes."""
+    if isinstance(error, MySQLError):
+        # The server says which value is a duplicate, but not of which row.
+        if conflict_of(error) is not None or is_transient(error):
+            return ALONE
+        ours = translated(error)
+        ours.__cause__ = error
+        error = ours
+    return error if isinstance(error, StoreUnavailableError) else ALONE  # any other one may be of one row only
 
 
 def _key_list(keys: Any, quote: Quote) -> bytes:

@@ -9,9 +9,11 @@ from typing import Any
 from saga_bus.store import (
     DuplicateSagaError,
     FoundRow,
+    OutcomeUnknownError,
     SagaFilter,
     SagaQuery,
     SagaRow,
+    SchemaError,
     StateEncodeError,
     StateTooLargeError,
     version_conflict,
@@ -38,7 +40,7 @@ class Operations:
 
     def __init__(self, place: Place, *, commits: bool) -> None:
         self._place = place
-        self._commits = commits
+        self.commits = commits
         self.sql = Statements(place)
         self._select_version = self.sql.select_version if commits else self.sql.select_version_now
         self.max_packet: int | None = None  # bytes, None where it is not known
@@ -112,7 +114,7 @@ class Operations:
         """Write a new saga or raise `DuplicateSagaError`."""
         sql = self.sql.insert_into + self.values(row, correlation_id, session.quote)
         try:
-            await session.run(sql, commits=self._commits)
+            results = await session.run(sql, commits=self.commits)
         except MySQLError as error:
             conflict = conflict_of(error)
             if conflict is None:
@@ -120,16 +122,20 @@ class Operations:
             raise DuplicateSagaError(
                 saga_name=row.saga_name, saga_id=row.saga_id, correlation_id=correlation_id, conflict=conflict
             ) from error
+        if results[0].warnings:
+            await self._refuse_cut(row, correlation_id, session)
 
     async def update(self, row: SagaRow, expected_version: int, session: Session) -> None:
         """Write the next version of a saga or raise `version_conflict(...)`."""
         sql = self.updating(row, expected_version, session.quote)
         while True:
             try:
-                results = await session.run(sql, commits=self._commits)
+                results = await session.run(sql, commits=self.commits)
             except MySQLError as error:
                 raise self._refused(row, error) from error
             if results[0].affected:  # the version changes, so a matched row is always a changed one
+                if results[0].warnings:
+                    await self._refuse_cut(row, None, session)
                 return
             await self._refuse_other_version(row.saga_name, row.saga_id, expected_version, session)
 
@@ -139,12 +145,12 @@ class Operations:
         keys = quote(saga_name.encode()), quote(saga_id.encode())
         if expected_version is None:
             with driver_errors():
-                await session.run(self.sql.delete.filled(*keys), commits=self._commits)
+                await session.run(self.sql.delete.filled(*keys), commits=self.commits)
             return
         sql = self.sql.delete_version.filled(*keys, integer(expected_version))
         while True:
             with driver_errors():
-                results = await session.run(sql, commits=self._commits)
+                results = await session.run(sql, commits=self.commits)
             if results[0].affected:
                 return
             await self._refuse_other_version(saga_name, saga_id, expected_version, session)
@@ -161,6 +167,43 @@ class Operations:
         quote = session.quote
         keys = quote(saga_name.encode()), quote(correlation_id.encode())
         return await _document(session, self.sql.select_by_correlation_id.filled(*keys))
+
+    # -- what a server that is not strict makes of a write -----------------------------------------------
+
+    async def cut(self, written: Sequence[tuple[SagaRow, str | None]], session: Session) -> list[SchemaError | None]:
+        """Look at what is stored after a write of which the server has warnings.
+
+        Most warnings mean no harm: with ``binlog_format = STATEMENT`` each group of updates has one.
+
+        Args:
+            written: The rows, with their correlation ids where they are new.
+            session: The session that wrote them.
+
+        Returns:
+            For each row its error if the server has stored something else.
+
+        Raises:
+            OutcomeUnknownError: There was no telling.
+        """
+        quote = session.quote
+        keys = [(row.saga_name.encode(), row.saga_id.encode()) for row, _ in written]
+        key_list = b", ".join(b"(%b, %b)" % (quote(saga_name), quote(saga_id)) for saga_name, saga_id in keys)
+        try:
+            results = await session.run(self.sql.select_stored.filled(key_list), commits=self.commits)
+        except MySQLError as error:
+            if not self.commits:
+                raise translated(error) from error
+            raise OutcomeUnknownError("the server warned of the write, and does not tell what is stored") from error
+        stored = {(saga_name, saga_id): rest for saga_name, saga_id, *rest in results[0].rows}
+        return [
+            _cut(row) if _differs(row, correlation_id, stored.get(key)) else None
+            for key, (row, correlation_id) in zip(keys, written, strict=True)
+        ]
+
+    async def _refuse_cut(self, row: SagaRow, correlation_id: str | None, session: Session) -> None:
+        (error,) = await self.cut([(row, correlation_id)], session)
+        if error is not None:
+            raise error
 
     # -- query and retention -----------------------------------------------------------------------------
 
@@ -181,14 +224,14 @@ class Operations:
         quote = session.quote
         name, bound = quote(saga_name.encode()), moment(before)
         select = self.sql.select_old.filled(name, bound, integer(batch_size))
-        rows = (await session.run(b"BEGIN;" + select))[1].rows if self._commits else await _rows(session, select)
+        rows = (await session.run(b"BEGIN;" + select))[1].rows if self.commits else await _rows(session, select)
         if not rows:
-            if self._commits:
+            if self.commits:
                 await session.roll_back()
             return 0
         keys = b", ".join(b"(%b, %b)" % (name, quote(saga_id)) for (saga_id,) in rows)
         delete = self.sql.delete_old.filled(keys, bound)
-        results = await session.run(delete + b";COMMIT" if self._commits else delete, commits=self._commits)
+        results = await session.run(delete + b";COMMIT" if self.commits else delete, commits=self.commits)
         return results[0].affected
 
     # -- errors ------------------------------------------------------------------------------------------
@@ -235,3 +278,19 @@ def _completed_at(row: SagaRow) -> bytes:
 
 def _too_large(row: SagaRow, limit: int) -> StateTooLargeError:
     return StateTooLargeError(saga_name=row.saga_name, saga_id=row.saga_id, size=len(row.document), limit=limit)
+
+
+def _differs(row: SagaRow, correlation_id: str | None, stored: Sequence[Any] | None) -> bool:
+    if stored is None:  # under a key that was cut; or somebody has deleted it since, and a new one hardly
+        return correlation_id is not None
+    version, stored_correlation_id, document = stored
+    if int(version) != row.version:
+        return int(version) < row.version  # somebody has written a later one since
+    return document != row.document or correlation_id not in (None, stored_correlation_id.decode("utf-8", "replace"))
+
+
+def _cut(row: SagaRow) -> SchemaError:
+    return SchemaError(
+        f"saga {row.saga_name!r}, id {row.saga_id!r}: the server has cut what it stored, because a column is not as "
+        "create_schema() made it and the session's sql_mode is not strict: check_schema() tells which column"
+    )

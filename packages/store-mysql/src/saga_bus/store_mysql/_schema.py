@@ -7,15 +7,16 @@ crash. The version stands in the table's comment instead, which one CREATE or AL
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
 from saga_bus.store import InvalidSagaError, SchemaError, StoreUnavailableError
 from saga_bus.store.identifiers import check_identifier, quote_identifier
-from saga_bus.store_mysql._dialect import EXACT_TEXT
+from saga_bus.store_mysql._dialect import EXACT_COLLATIONS, EXACT_TEXT
 from saga_bus.store_mysql._driver import Session
-from saga_bus.store_mysql._errors import CORRELATION_KEY
+from saga_bus.store_mysql._errors import CORRELATION_KEY, TABLE_EXISTS, MySQLError, code_of
 from saga_bus.store_mysql._literals import Template
 
 __all__ = [
@@ -33,6 +34,8 @@ __all__ = [
     "drop",
     "get_schema_sql",
     "package_version",
+    "select_columns",
+    "wrong_columns",
 ]
 
 _MAX_NAME = 64  # characters, on both servers
@@ -97,6 +100,13 @@ _SELECT_COMMENT = Template(
     "SELECT CAST(table_comment AS BINARY) FROM information_schema.tables "
     "WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ? AND CAST(table_name AS BINARY) = ?"
 )
+_SELECT_COLUMNS = Template(
+    "SELECT CAST(column_name AS BINARY), CAST(character_set_name AS BINARY), CAST(collation_name AS BINARY), "
+    "character_octet_length FROM information_schema.columns "
+    "WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ? AND CAST(table_name AS BINARY) IN (?, ?)"
+)
+# The bytes that a column of text must hold, four for each character.
+_OCTETS = {"saga_name": 4 * 128, "saga_id": 4 * 128, "correlation_id": 4 * 256, "state": 2**32 - 1}
 _FACTS = b"SELECT @@lower_case_table_names, CAST(DATABASE() AS BINARY)"
 _GET_LOCK = Template("SELECT GET_LOCK(?, ?)")
 _RELEASE_LOCK = Template("SELECT RELEASE_LOCK(?)")
@@ -170,19 +180,36 @@ async def create(session: Session, place: Place) -> None:
         SchemaError: The table is newer than the package, or was not made by it.
         StoreUnavailableError: Somebody else is at it for too long.
     """
-    if await _version(session, place) == package_version():
-        return  # without the lock, which is one for all servers of a cluster or none, and may wait
+    found = await _version(session, place)
+    if found is None:
+        found = await _make(session, place)
+    if found != package_version():
+        await _migrate(session, place, found)
+
+
+async def _make(session: Session, place: Place) -> int:
+    """Create the table; returns the version that is there then."""
+    try:
+        await session.run(_create_table(place).encode())
+    except MySQLError as error:
+        found = await _version(session, place) if code_of(error) == TABLE_EXISTS else None
+        if found is None:
+            raise
+        return found  # somebody else was faster
+    return package_version()
+
+
+async def _migrate(session: Session, place: Place, found: int) -> None:
+    _refuse_newer(place, found)
+    # One lock for a server: the other nodes of a cluster do not know it, nor does a pooler, which may lose it.
     lock = session.quote(f"saga-bus:{await _digest(session, place)}".encode())
     ((granted,),) = (await session.run(_GET_LOCK.filled(lock, b"%d" % min(_LOCK_SECONDS, session.command_timeout))))[
         0
     ].rows
     if granted is None or int(granted) != 1:
-        raise StoreUnavailableError(f"somebody else has been creating the table {place.table!r} for too long")
+        raise StoreUnavailableError(f"somebody else has been migrating the table {place.table!r} for too long")
     try:
-        found = await _version(session, place)
-        if found is None:
-            await session.run(_create_table(place).encode())
-            return
+        found = await _version(session, place) or found
         _refuse_newer(place, found)
         for migrate in MIGRATIONS[found - 1 :]:
             await migrate(session, place)
@@ -192,14 +219,14 @@ async def create(session: Session, place: Place) -> None:
 
 
 async def check(session: Session, place: Place) -> None:
-    """Refuse a schema that is not the package's.
+    """Refuse a schema that is not the package's, or in which ids do not compare exactly or states do not fit.
 
     Args:
         session: Any session.
         place: The table.
 
     Raises:
-        SchemaError: The table is missing, older or newer; the message says what to do.
+        SchemaError: The table is missing, older, newer or altered; the message says what to do.
     """
     found = await _version(session, place)
     if found is None:
@@ -209,6 +236,13 @@ async def check(session: Session, place: Place) -> None:
         raise SchemaError(
             f"the table {place.table!r} has schema version {found}, the package needs {package_version()}: "
             "run create_schema() to migrate it"
+        )
+    (columns,) = await session.run(select_columns(place, session))
+    wrong = list(wrong_columns(columns.rows))
+    if wrong:
+        raise SchemaError(
+            f"the table {place.table!r} is not as create_schema() made it: {'; '.join(wrong)}: "
+            "alter it to what get_schema_sql() says"
         )
 
 
@@ -224,6 +258,37 @@ async def drop(session: Session, place: Place) -> None:
     """
     if await _version(session, place) is not None:
         await session.run(f"DROP TABLE IF EXISTS {place.quoted}".encode())
+
+
+def select_columns(place: Place, session: Session) -> bytes:
+    """The statement whose rows `wrong_columns` takes.
+
+    Args:
+        place: The table.
+        session: The session that shall run it.
+    """
+    schema = b"NULL" if place.schema is None else session.quote(place.schema.encode())
+    name = session.quote(place.table.encode())
+    return _SELECT_COLUMNS.filled(schema, name, name, session.quote(place.table.lower().encode()))
+
+
+def wrong_columns(rows: Sequence[tuple[Any, ...]]) -> Iterator[str]:
+    """What keeps columns from holding exact ids and whole states; nothing where there are no rows.
+
+    Args:
+        rows: The columns: name, character set, collation, and bytes that one holds.
+    """
+    found = {name.decode(): rest for name, *rest in rows}
+    for name, octets in _OCTETS.items() if found else ():
+        charset, collation, holds = found.get(name, (None, None, None))
+        if holds is None:
+            yield f"the column {name} is missing or no text"
+        elif charset is not None and charset != b"utf8mb4":
+            yield f"the column {name} has the character set {charset.decode()}, which lacks characters"
+        elif name != "state" and collation is not None and collation.decode() not in EXACT_COLLATIONS:
+            yield f"the column {name} has the collation {collation.decode()}, in which different ids are the same"
+        elif int(holds) < octets:
+            yield f"the column {name} holds {int(holds)} bytes at the most, not {octets}"
 
 
 def _check_name(name: str, what: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from saga_bus.store_mysql._dialect import NEW_ROW, new_value
 from saga_bus.store_mysql._literals import Template
 from saga_bus.store_mysql._schema import COMPLETED, Place
 
@@ -15,7 +16,7 @@ VALUES = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 # Behind rows that are all there and locked, by the key that both unique indexes lead to: one statement, and one answer,
 # for the updates of a group. Each changes its version, so the server counts two for each.
 _NEW_VALUES = ", ".join(
-    f"{column} = /*!80019 new.{column} */ /*M! VALUES({column}) */"
+    f"{column} = {new_value(column)}"
     for column in (
         "version",
         "is_completed",
@@ -28,7 +29,7 @@ _NEW_VALUES = ", ".join(
         "state",
     )
 )
-OVER_WHAT_IS_THERE = f" /*!80019 AS new */ ON DUPLICATE KEY UPDATE {_NEW_VALUES}"
+OVER_WHAT_IS_THERE = f" {NEW_ROW} ON DUPLICATE KEY UPDATE {_NEW_VALUES}"
 
 UPDATE = """\
 UPDATE {table}
@@ -54,6 +55,11 @@ SELECT_GROUP_BY_CORRELATION_ID = """\
 SELECT CAST(saga_name AS BINARY), CAST(correlation_id AS BINARY), CAST(state AS BINARY)
 FROM {table} FORCE INDEX (saga_correlation_id)
 WHERE (saga_name, correlation_id) IN (?)"""
+SELECT_STORED = """\
+SELECT CAST(saga_name AS BINARY), CAST(saga_id AS BINARY), version, CAST(correlation_id AS BINARY),
+       CAST(state AS BINARY)
+FROM {table} FORCE INDEX (PRIMARY)
+WHERE (saga_name, saga_id) IN (?)"""
 # A row that somebody else holds is left out, so that it stalls nobody here.
 LOCK_GROUP = """\
 BEGIN;
@@ -99,6 +105,7 @@ class Statements:
         self.select_by_correlation_id = template(SELECT_BY_CORRELATION_ID)
         self.select_group_by_id = template(SELECT_GROUP_BY_ID)
         self.select_group_by_correlation_id = template(SELECT_GROUP_BY_CORRELATION_ID)
+        self.select_stored = template(SELECT_STORED)
         self.lock_group = template(LOCK_GROUP)
         self.select_old = template(SELECT_OLD)
         self.delete_old = template(DELETE_OLD)

@@ -207,7 +207,9 @@ class MySqlSagaStore(BaseSagaStore[StateT]):
         await self._engine.run(lambda _, session: work(session, self._place))
 
     async def _ping(self) -> Sequence[str]:
-        return await self._engine.run(lambda _, session: warnings_about(self._place, session))
+        return await self._engine.run(
+            lambda operations, session: warnings_about(self._place, session, commits=operations.commits)
+        )
 
 
 async def create_schema(database: Any, *, table: str = _DEFAULT_TABLE, schema: str | None = None) -> None:
@@ -226,7 +228,7 @@ async def create_schema(database: Any, *, table: str = _DEFAULT_TABLE, schema: s
 
 
 async def check_schema(database: Any, *, table: str = _DEFAULT_TABLE, schema: str | None = None) -> None:
-    """Check that the table is there and of this package's version.
+    """Check that the table is there and of this package's version, and that ids and states fit into it.
 
     Args:
         database: A URL or an ``aiomysql.Pool``, as `MySqlSagaStore` takes them.
@@ -234,7 +236,7 @@ async def check_schema(database: Any, *, table: str = _DEFAULT_TABLE, schema: st
         schema: The name of the database with the table, if it is not the connection's own.
 
     Raises:
-        SchemaError: It is missing, older or newer; the message says what to run.
+        SchemaError: It is missing, older, newer or altered; the message says what to run.
     """
     async with _store_on(database, table, schema) as store:
         await store.check_schema()
