@@ -243,8 +243,11 @@ class Endpoint:
         self.requests.append(name)
         self.transact(name)
         there, gone = b"\x08" + b"\x01" * 8, b"\x00"
-        change = bytes([number]) + (there + gone if name == "BEGIN" else gone + there)
-        return struct.pack("<BH", 0xE3, len(change)) + change + _done()
+        changes = [bytes([number]) + (there + gone if name == "BEGIN" else gone + there)]
+        if name != "BEGIN" and body[place + 3 + body[place + 2]] & 0x01:  # and begin the next one, say its flags
+            self.transact("BEGIN")
+            changes.append(b"\x08" + there + gone)
+        return b"".join(struct.pack("<BH", 0xE3, len(each)) + each for each in changes) + _done()
 
     def _call(self, body: bytes):
         procedure, handle = _procedure_of(body)
