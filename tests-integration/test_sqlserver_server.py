@@ -87,7 +87,7 @@ def test_a_lock_timeout_is_unavailable(url, table):
                 connection.autocommit = False
                 with pytest.raises(StoreUnavailableError, match="lock timeout") as raised:
                     await store.bind(connection).update(NAME, state("a", 1), 0)
-                assert error_numbers(raised.value.__cause__)[0] == number
+                assert number in error_numbers(raised.value.__cause__)
                 connection.rollback()
 
     asyncio.run(run())
@@ -133,7 +133,7 @@ def test_a_conflict_in_a_snapshot_is_unavailable_and_ends_the_transaction(url):
                 await store.update(NAME, following, 0)
                 with pytest.raises(StoreUnavailableError, match="snapshot") as raised:
                     await bound.update(NAME, following, 0)
-                assert error_numbers(raised.value.__cause__)[0] == 3960
+                assert 3960 in error_numbers(raised.value.__cause__)
                 with pytest.raises(StoreUnavailableError, match="bind again"):
                     await bound.insert(NAME, "order-b", state("b"))
                 connection.rollback()
