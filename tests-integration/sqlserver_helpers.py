@@ -36,8 +36,8 @@ async def opened(
     url: str, table: str, *saga_ids: str, state_type: type[SagaState] = SagaState, **options: Any
 ) -> AsyncIterator[SqlServerSagaStore[Any]]:
     """A store on a table with new sagas of these ids."""
-    store: SqlServerSagaStore[Any]
-    async with SqlServerSagaStore(url, table=table, state_types={NAME: state_type}, **options) as store:
+    made: SqlServerSagaStore[Any] = SqlServerSagaStore(url, table=table, state_types={NAME: state_type}, **options)
+    async with made as store:
         await store.create_schema()
         for saga_id in saga_ids:
             await store.insert(NAME, f"order-{saga_id}", state_type(metadata=SagaMetadata.fresh(saga_id)))
