@@ -23,8 +23,9 @@ def connected(url, *, autocommit: bool = True, isolation: str = "READ COMMITTED"
 
 
 class ServerTransaction:
-    def __init__(self, url, connection) -> None:
+    def __init__(self, url, namespace, connection) -> None:
         self.url = url
+        self.namespace = namespace  # the table of business rows is the same for all variants, and for the next run
         self.connection = connection
 
     async def commit(self) -> None:
@@ -34,7 +35,7 @@ class ServerTransaction:
         await asyncio.to_thread(self.connection.rollback)
 
     async def put_row(self, key: str) -> None:
-        await asyncio.to_thread(self._put, "INSERT INTO saga_bus_test_business VALUES (?)", key)
+        await asyncio.to_thread(self._put, "INSERT INTO saga_bus_test_business VALUES (?)", f"{self.namespace} {key}")
 
     def _put(self, sql, key):
         # A cursor that is closed later, by whatever thread drops it, would talk over the bound store's statements.
@@ -43,7 +44,7 @@ class ServerTransaction:
     async def has_row(self, key: str) -> bool:
         with closing(connected(self.url)) as other:
             sql = "SELECT COUNT(*) FROM saga_bus_test_business WHERE name = ?"
-            return bool(other.execute(sql, key).fetchval())
+            return bool(other.execute(sql, f"{self.namespace} {key}").fetchval())
 
 
 class ServerConformance(SagaStoreConformance):
@@ -70,7 +71,7 @@ class ServerConformance(SagaStoreConformance):
                 "CREATE TABLE saga_bus_test_business (name NVARCHAR(200) NOT NULL PRIMARY KEY)"
             )
         with closing(connected(self.url, autocommit=False, isolation=self.isolation)) as connection:
-            yield ServerTransaction(self.url, connection)
+            yield ServerTransaction(self.url, namespace, connection)
             connection.rollback()
 
 
