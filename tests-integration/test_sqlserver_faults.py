@@ -161,6 +161,13 @@ def container():
     return name
 
 
+def test_a_container_that_is_named_needs_docker(request, monkeypatch):
+    monkeypatch.setenv("SAGA_TEST_SQLSERVER_CONTAINER", "server")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(pytest.fail.Exception, match="there is no docker"):
+        request.getfixturevalue("container")
+
+
 def docker(*arguments):
     done = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
