@@ -9,7 +9,15 @@ import pytest
 
 import providers
 from brokers import BROKERS
-from providers import BROKER_NAMES, PROVIDERS, UnavailableError, UnknownBackendError, required_backends, serve
+from providers import (
+    BROKER_NAMES,
+    EQUIPMENT_NAMES,
+    PROVIDERS,
+    UnavailableError,
+    UnknownBackendError,
+    required_backends,
+    serve,
+)
 from providers.plugin import Databases
 from saga_bus.store import open_store
 
@@ -36,7 +44,9 @@ def test_names_are_split_and_all_means_every_backend():
     assert required_backends({}) == frozenset()
     assert required_backends({"SAGA_TEST_REQUIRE": " sqlite, inmemory,"}) == {"sqlite", "inmemory"}
     assert required_backends({"SAGA_TEST_REQUIRE": "nats"}) == {"nats"}
-    assert required_backends({"SAGA_TEST_REQUIRE": "all"}) == set(PROVIDERS) | set(BROKERS)
+    assert required_backends({"SAGA_TEST_REQUIRE": "odbc"}) == {"odbc"}
+    assert required_backends({"SAGA_TEST_REQUIRE": "sqlserver"}) == {"sqlserver", "odbc"}
+    assert required_backends({"SAGA_TEST_REQUIRE": "all"}) == set(PROVIDERS) | set(BROKERS) | EQUIPMENT_NAMES
     assert set(BROKERS) == BROKER_NAMES
 
 

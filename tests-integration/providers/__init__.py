@@ -2,7 +2,8 @@
 
 A backend's provider is tried in this order: a server that ``SAGA_TEST_<BACKEND>_URL`` names, then whatever its
 own ``serve`` starts (a container, a private server). Where nothing can be had, tests of the backend are skipped
-with the reason, unless ``SAGA_TEST_REQUIRE`` names it (``sqlite,inmemory``, or ``all``): then they fail.
+with the reason, unless ``SAGA_TEST_REQUIRE`` names it (``sqlite,inmemory``, or ``all``): then they fail. So do tests
+whose equipment is missing, when it names that.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from providers.sqlserver import serve_sqlserver
 
 __all__ = [
     "BROKER_NAMES",
+    "EQUIPMENT_NAMES",
     "PROVIDERS",
     "Serve",
     "UnavailableError",
@@ -64,9 +66,12 @@ PROVIDERS: Mapping[str, Serve] = {
 # The message brokers, which `brokers` has: SAGA_TEST_REQUIRE may name them, too.
 BROKER_NAMES = frozenset({"kafka", "nats", "rabbitmq", "redis-streams"})
 
+# What tests need besides a server; it may name this, too: ODBC's driver manager, and drivers for SQL Server's store.
+EQUIPMENT_NAMES = frozenset({"odbc"})
+
 
 def required_backends(environment: Mapping[str, str] = os.environ) -> frozenset[str]:
-    """The backends and brokers that must not be skipped, by ``SAGA_TEST_REQUIRE``.
+    """The backends, brokers and equipment that must not be skipped, by ``SAGA_TEST_REQUIRE``.
 
     Args:
         environment: The environment variables.
@@ -76,8 +81,10 @@ def required_backends(environment: Mapping[str, str] = os.environ) -> frozenset[
     """
     named = {name for part in environment.get("SAGA_TEST_REQUIRE", "").split(",") if (name := part.strip())}
     if "all" in named:
-        named = (named - {"all"}) | set(PROVIDERS) | BROKER_NAMES
-    for name in sorted(named - BROKER_NAMES):
+        named = (named - {"all"}) | set(PROVIDERS) | BROKER_NAMES | EQUIPMENT_NAMES
+    if "sqlserver" in named:
+        named.add("odbc")  # or a server would be tested with one driver, or with none
+    for name in sorted(named - BROKER_NAMES - EQUIPMENT_NAMES):
         _known(name)
     return frozenset(named)
 

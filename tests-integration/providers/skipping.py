@@ -15,7 +15,7 @@ def skip_unless_required(backend: str, reason: str) -> NoReturn:
     """End a test: it is skipped, or fails if ``SAGA_TEST_REQUIRE`` names its backend.
 
     Args:
-        backend: The backend's name.
+        backend: The name of the backend, or of the equipment.
         reason: What is missing.
     """
     if backend in required_backends():

@@ -7,15 +7,20 @@ driver's own.
 
 from __future__ import annotations
 
+import platform
 import socket
 import struct
+import sys
 from contextlib import suppress
 from threading import Thread, local
 from urllib.parse import quote
 
 import pytest
 
+from providers.skipping import skip_unless_required
 from providers.sqlserver import microsofts_driver
+from saga_bus.store import SagaStoreError
+from saga_bus.store_sqlserver._odbc import load
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -157,6 +162,7 @@ class Endpoint:
         self._current = local()
         self._prepared: list[str] = []
         self.logins: list[dict[str, str]] = []
+        self.login_packets: list[bytes] = []
         self.cancelled = 0
         self.released = 0  # statements that a driver prepared and then let go
         self._clients: list[socket.socket] = []
@@ -220,6 +226,7 @@ class Endpoint:
             return head + b"\xff" + tail
         if kind == _LOGIN:
             self.logins.append(_login_of(body))
+            self.login_packets.append(body)
             if self.refusal is not None:
                 return self.refusal + _done(failed=True)
             ack = struct.pack(">BI", 1, 0x74000004) + _short("Microsoft SQL Server") + b"\x10\x00\x0f\xa0"
@@ -247,7 +254,11 @@ class Endpoint:
         name, number = {5: ("BEGIN", 8), 7: ("COMMIT", 9), 8: ("ROLLBACK", 10)}[request]
         self.requests.append(name)
         self.transact(name)
-        return _turned(number, begins=name == "BEGIN") + _done()
+        turned = _turned(number, begins=name == "BEGIN")
+        if name != "BEGIN" and body[place + 3 + body[place + 2]] & 0x01:  # and begin the next one, say its flags
+            self.transact("BEGIN")
+            turned += _turned(8, begins=True)
+        return turned + _done()
 
     def _call(self, body: bytes):
         procedure, handle = _procedure_of(body)
@@ -274,13 +285,13 @@ class Endpoint:
         return self.answer(text)
 
     def _receive(self, client: socket.socket) -> tuple[int, bytes]:
-        body = b""
+        body = bytearray()
         while True:
             kind, status, length = struct.unpack(">BBH", _exactly(client, 4))
             _exactly(client, 4)
             body += _exactly(client, length - 8)
             if status & _LAST:
-                return kind, body
+                return kind, bytes(body)
 
     def _send(self, client: socket.socket, tokens: bytes) -> None:
         for place in range(0, len(tokens), _PACKET):
@@ -329,38 +340,60 @@ def _text_of(body: bytes) -> str:
 
 @pytest.fixture
 def pyodbc():
-    """The module pyodbc."""
-    return pytest.importorskip("pyodbc", reason="pyodbc needs unixODBC (Debian: unixodbc)", exc_type=ImportError)
-
-
-@pytest.fixture(params=["microsoft", "freetds"])
-def driver(request, pyodbc) -> str:
-    """Each of the two ODBC drivers for SQL Server, as its name or the path of its library."""
-    if request.param == "microsoft":
-        found = microsofts_driver()
-    else:
-        found = next((name for name in pyodbc.drivers() if name == "FreeTDS"), None)
-    if found is None:
-        pytest.skip(f"the ODBC driver of {request.param} is not here (PyPI: mssql-python-odbc, Debian: tdsodbc)")
-    return found
+    """The module pyodbc; a module of tests that use it otherwise asks for this one, too."""
+    try:
+        return load()
+    except SagaStoreError as error:
+        skip_unless_required("odbc", str(error))
 
 
 @pytest.fixture
-def sqlite_driver(pyodbc) -> str:
+def find_driver(pyodbc):
+    """Finds an ODBC driver, whose name or library it gives, or ends the test."""
+
+    def find(kind: str) -> str:
+        if kind == "microsoft":
+            return _microsofts()
+        name, package = {"freetds": ("FreeTDS", "tdsodbc"), "sqlite": ("SQLite3", "libsqliteodbc")}[kind]
+        if name not in pyodbc.drivers():
+            skip_unless_required("odbc", f"the ODBC driver {name} is not registered here; Debian has it in {package}")
+        return name
+
+    return find
+
+
+def _microsofts() -> str:
+    found = microsofts_driver()
+    if found is None:
+        if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+            pytest.skip("PyPI has Microsoft's ODBC driver (mssql-python-odbc) for no machine like this one")
+        skip_unless_required("odbc", "Microsoft's ODBC driver is not here; PyPI has it in mssql-python-odbc")
+    return found
+
+
+@pytest.fixture(params=["microsoft", "freetds"])
+def driver(request, find_driver) -> str:
+    """Each of the two ODBC drivers for SQL Server, as its name or the path of its library."""
+    return find_driver(request.param)
+
+
+@pytest.fixture
+def sqlite_driver(find_driver) -> str:
     """SQLite's ODBC driver: another data source for the threads and their connections."""
-    if "SQLite3" not in pyodbc.drivers():
-        pytest.skip("SQLite's ODBC driver is not on this machine (Debian has it in libsqliteodbc)")
-    return "SQLite3"
+    return find_driver("sqlite")
 
 
 @pytest.fixture
 def url_of(driver):
     """The URL of a port of this machine for a driver; encryption is off where that is not the default."""
 
-    def make(port: int, *, user: str = "sa", password: str = "secret", database: str = "", **options: str) -> str:
+    def make(
+        port: int, *, user: str | None = "sa", password: str = "secret", database: str = "", **options: str
+    ) -> str:
         options = {"driver": driver, "encrypt": "no", **options}
         query = "&".join(f"{name}={quote(str(value), safe='')}" for name, value in options.items())
-        return f"mssql://{quote(user, safe='')}:{quote(password, safe='')}@127.0.0.1:{port}/{database}?{query}"
+        login = "" if user is None else f"{quote(user, safe='')}:{quote(password, safe='')}@"
+        return f"mssql://{login}127.0.0.1:{port}/{database}?{query}"
 
     return make
 

@@ -19,12 +19,12 @@ from saga_bus.store import (
 from saga_bus.store_sqlserver import SqlServerSagaStore, create_schema
 from saga_bus.store_sqlserver._engines import BoundEngine
 from saga_bus.store_sqlserver._location import parse_location
-from saga_bus.store_sqlserver._odbc import is_freetds
+from saga_bus.store_sqlserver._odbc import is_freetds, load
 from saga_bus.store_sqlserver._operations import Operations
 from saga_bus.store_sqlserver._schema import Place
 from saga_bus.store_sqlserver._values import Statement
 
-pyodbc = pytest.importorskip("pyodbc", reason="pyodbc needs unixODBC (Debian: unixodbc)", exc_type=ImportError)
+pytestmark = pytest.mark.usefixtures("pyodbc")
 
 ENDLESS = Statement("WITH RECURSIVE f(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM f) SELECT count(*) FROM f", ())
 LONG = Statement(
@@ -40,7 +40,7 @@ def caller(endpoint, url_of):
 
     def make(answer, *, autocommit=True):
         server = endpoint(answer)
-        connection = pyodbc.connect(parse_location(url_of(server.port)).connection_string(), autocommit=True)
+        connection = load().connect(parse_location(url_of(server.port)).connection_string(), autocommit=True)
         opened.append(connection)
         server.requests.clear()
         if not autocommit:
@@ -83,7 +83,7 @@ def test_freetds_begins_no_transaction_after_one_that_the_server_ended(caller, e
 
     server, connection = caller(answer)
     connection.autocommit = False
-    with pytest.raises(pyodbc.Error):
+    with pytest.raises(load().Error):
         connection.execute("UPDATE theirs SET n = 1")
     connection.rollback()
     server.requests.clear()
@@ -345,7 +345,7 @@ class SqliteTransaction(BoundEngine):
 
 @pytest.fixture
 def sqlite(sqlite_driver, tmp_path):
-    connection = pyodbc.connect(f"Driver={sqlite_driver};Database={tmp_path / 'bound.db'}", autocommit=False)
+    connection = load().connect(f"Driver={sqlite_driver};Database={tmp_path / 'bound.db'}", autocommit=False)
     connection.execute("CREATE TABLE numbers (n INTEGER PRIMARY KEY)")
     connection.commit()
     yield connection
@@ -440,7 +440,7 @@ def test_the_callers_own_function_opens_the_connections(endpoint, url_of):
     server, made = endpoint(lambda sql: endpoint.numbers("state")), []
 
     def connect():
-        made.append(pyodbc.connect(parse_location(url_of(server.port)).connection_string(), autocommit=False))
+        made.append(load().connect(parse_location(url_of(server.port)).connection_string(), autocommit=False))
         return made[-1]
 
     async def use():
@@ -450,7 +450,7 @@ def test_the_callers_own_function_opens_the_connections(endpoint, url_of):
             assert made[0].timeout == 30
 
     asyncio.run(use())
-    with pytest.raises(pyodbc.ProgrammingError):
+    with pytest.raises(load().ProgrammingError):
         made[0].execute("SELECT 1")
 
 
@@ -462,6 +462,6 @@ def test_what_the_callers_function_gives_is_checked():
     with pytest.raises(SagaStoreError, match="must give a pyodbc connection, not int"):
         asyncio.run(use(lambda: 5))
     with pytest.raises(SagaStoreError, match="driver"):
-        asyncio.run(use(lambda: pyodbc.connect("Driver=no such driver")))
+        asyncio.run(use(lambda: load().connect("Driver=no such driver")))
     with pytest.raises(SagaStoreError, match="driver"):
-        asyncio.run(create_schema(lambda: pyodbc.connect("Driver=no such driver")))
+        asyncio.run(create_schema(lambda: load().connect("Driver=no such driver")))

@@ -11,10 +11,11 @@ import pytest
 
 from saga_bus.store import SagaStoreError, StoreClosedError, StoreUnavailableError
 from saga_bus.store_sqlserver._driver import ConnectionPool
+from saga_bus.store_sqlserver._odbc import load
 from saga_bus.store_sqlserver._sessions import Session
 from saga_bus.store_sqlserver._values import COUNT, Statement
 
-pyodbc = pytest.importorskip("pyodbc", reason="pyodbc needs unixODBC (Debian: unixodbc)", exc_type=ImportError)
+pytestmark = pytest.mark.usefixtures("pyodbc")
 
 ENDLESS = Statement("WITH RECURSIVE f(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM f) SELECT count(*) FROM f", ())
 ADD = Statement("INSERT INTO numbers VALUES (?)", (COUNT,))
@@ -31,7 +32,7 @@ class Source:
         self.run("CREATE TABLE numbers (n INTEGER PRIMARY KEY)")
 
     def connect(self):
-        return pyodbc.connect(self.text, autocommit=True)
+        return load().connect(self.text, autocommit=True)
 
     def run(self, sql):
         connection = self.connect()
@@ -101,7 +102,7 @@ def test_work_is_done_in_threads_that_end_with_the_pool(source):
 
     assert using(source, act) == ([(1,)], "test-pool-1")
     assert pool_threads() == []
-    with pytest.raises(pyodbc.ProgrammingError):
+    with pytest.raises(load().ProgrammingError):
         source.sessions[0].connection.execute("SELECT 1")
 
 
@@ -314,7 +315,7 @@ def test_a_lost_connection_is_closed_and_replaced(source):
 
     using(source, act, size=1)
     assert len(source.sessions) == 2
-    with pytest.raises(pyodbc.ProgrammingError):
+    with pytest.raises(load().ProgrammingError):
         source.sessions[0].connection.execute("SELECT 1")
 
 

@@ -1,11 +1,13 @@
 """URLs and connection strings: read without I/O, written for both drivers, and never a password in any message."""
 
 import asyncio
+import struct
+import threading
 
 import pytest
 
-from saga_bus.store import InvalidSagaError, SagaStoreError, StoreClosedError, open_store
-from saga_bus.store_sqlserver import SqlServerSagaStore, _odbc
+from saga_bus.store import InvalidSagaError, SagaFilter, SagaState, SagaStoreError, StoreClosedError, open_store
+from saga_bus.store_sqlserver import SqlServerSagaStore, _odbc, check_schema
 from saga_bus.store_sqlserver._location import escaped, parse_location
 
 MICROSOFT = "ODBC Driver 18 for SQL Server"
@@ -215,20 +217,115 @@ def test_the_entry_points_open_it(scheme):
     asyncio.run(close())
 
 
-def test_attributes_are_made_anew_for_each_connection(endpoint, url_of):
-    server, made = endpoint(), []
+TOKEN = 1256  # SQL_COPT_SS_ACCESS_TOKEN
+
+
+def token(text):
+    """A token as Microsoft's driver wants it."""
+    raw = text.encode("utf-16-le")
+    return struct.pack("<I", len(raw)) + raw
+
+
+@pytest.fixture
+def user(driver):
+    """Microsoft's driver wants no user beside a token, and FreeTDS none without a name."""
+    return "sa" if _odbc.is_freetds(driver) else None
+
+
+@pytest.fixture
+def given(driver, monkeypatch):
+    """What pyodbc was given as attributes, connection by connection."""
+    seen = []
+    connect = _odbc.load().connect
+
+    def note(text, *, attrs_before, **options):
+        seen.append(attrs_before)
+        # FreeTDS knows no access tokens, and takes no connection with one.
+        return connect(text, attrs_before={} if _odbc.is_freetds(driver) else attrs_before, **options)
+
+    monkeypatch.setattr(_odbc.load(), "connect", note)
+    return seen
+
+
+@pytest.fixture
+def three_at_once(endpoint):
+    """A server that answers only when three ask at the same time, and calls that do."""
+    together = threading.Barrier(3, timeout=10)
+
+    def answer(sql):
+        together.wait()
+        return endpoint.numbers("n", 7)
+
+    async def use(url, attributes):
+        # One connection more, as one is left to what waits for nobody.
+        async with SqlServerSagaStore(url, pool_size=4, attrs_before=attributes) as store:
+            assert await asyncio.gather(*(store.count(SagaFilter()) for _ in range(3))) == [7, 7, 7]
+
+    return endpoint(answer), lambda url, attributes: asyncio.run(use(url, attributes))
+
+
+def test_attributes_are_made_anew_for_each_connection(driver, given, three_at_once, url_of, user):
+    server, use = three_at_once
+    made = []
 
     def attributes():
-        made.append(1)
-        return {1256: b"\x04\x00\x00\x00a\x00b\x00"}
+        made.append({TOKEN: token(f"token no. {len(made)}")})
+        return made[-1]
+
+    use(url_of(server.port, user=user), attributes)
+    assert len(made) == len(server.logins) == 3
+    assert sorted(given, key=str) == sorted(made, key=str)
+    if not _odbc.is_freetds(driver):
+        sent = [[each for each in made if each[TOKEN][4:] in packet] for packet in server.login_packets]
+        assert sorted(sent, key=str) == [[each] for each in made]
+
+
+def test_attributes_that_are_no_function_are_those_of_each_connection(driver, given, three_at_once, url_of, user):
+    server, use = three_at_once
+    attributes = {TOKEN: token("the one token")}
+    use(url_of(server.port, user=user), attributes)
+    assert given == [attributes] * len(server.logins) == [attributes] * 3
+    if not _odbc.is_freetds(driver):
+        assert all("the one token".encode("utf-16-le") in packet for packet in server.login_packets)
+
+
+@pytest.fixture
+def connection_string(driver):
+    """A connection string as it stands in each driver's documentation."""
+
+    def make(port, password):
+        if _odbc.is_freetds(driver):
+            return f"DRIVER={driver};Server=127.0.0.1;Port={port};Database=shop;UID=so me;PWD={password}"
+        return f"Driver={{{driver}}};Server=tcp:127.0.0.1,{port};Database=shop;UID=so me;PWD={{{password}}};Encrypt=no"
+
+    return make
+
+
+def test_a_store_opens_by_a_connection_string(endpoint, connection_string):
+    server = endpoint(lambda sql: endpoint.counted(1) if "INSERT INTO" in sql else endpoint.numbers("version", 1))
+    place = connection_string(server.port, "gehe!m")
 
     async def use():
-        store = SqlServerSagaStore(url_of(server.port), attrs_before=attributes)
-        try:
-            async with store:
-                pass
-        except SagaStoreError:
-            pass  # FreeTDS knows no access tokens, Microsoft's driver wants no user beside one
+        async with SqlServerSagaStore(place, pool_size=1) as store:
+            await store.insert("OrderSaga", "order-1", SagaState())
+            assert "gehe!m" not in repr(store)
+        await check_schema(place)
 
     asyncio.run(use())
-    assert made == [1]
+    assert [(each["user"], each["password"], each["database"]) for each in server.logins] == [
+        ("so me", "gehe!m", "shop")
+    ] * 2
+    assert sum("INSERT INTO" in request for request in server.requests) == 1
+
+
+def test_a_login_that_is_refused_by_a_connection_string_shows_no_password(endpoint, connection_string):
+    server = endpoint(refusal=endpoint.error(18456, "Login failed for user 'so me' with gehe!m."))
+
+    async def use():
+        async with SqlServerSagaStore(connection_string(server.port, "gehe!m")):
+            pass
+
+    with pytest.raises(SagaStoreError, match="the login failed") as raised:
+        asyncio.run(use())
+    assert server.logins[0]["password"] == "gehe!m"
+    assert "gehe!m" not in f"{raised.value} {raised.value.__cause__}"

@@ -23,10 +23,11 @@ from saga_bus.store import ConcurrencyError, SagaRow, SagaState
 from saga_bus.store.conformance import SagaStoreConformance
 from saga_bus.store_sqlserver import SqlServerSagaStore
 from saga_bus.store_sqlserver._location import parse_location
+from saga_bus.store_sqlserver._odbc import load
 from saga_bus.store_sqlserver._operations import Operations
 from saga_bus.store_sqlserver._schema import Place
 
-pyodbc = pytest.importorskip("pyodbc", reason="pyodbc needs unixODBC (Debian: unixodbc)", exc_type=ImportError)
+pytestmark = pytest.mark.usefixtures("pyodbc")
 
 PLACE = Place("saga_instances", "main")
 START = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -192,7 +193,7 @@ class Conformance(SagaStoreConformance):
     async def open_transaction(self, namespace):
         place = self.places[namespace]
         text = parse_location(self.url_of(place.endpoint.port)).connection_string()
-        with closing(pyodbc.connect(text, autocommit=False, timeout=10)) as connection:
+        with closing(load().connect(text, autocommit=False, timeout=10)) as connection:
             yield DriversTransaction(place, connection)
             connection.rollback()
 
