@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict
 from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
 from postgres_helpers import with_user
+from saga_bus.store import StoreCapabilities
 from saga_bus.store.conformance import SagaStoreConformance
 from saga_bus.store.conformance.cases import stateful
 from saga_bus.store_postgres import PostgresSagaStore
@@ -144,14 +144,14 @@ class TestTransactionPooler(SagaStoreConformance):
 
 def test_every_ability_but_a_time_to_live_is_declared():
     """The kit tests what is declared, and would pass over what is not."""
-    assert asdict(PostgresSagaStore.capabilities) == {
-        "conditional_delete": True,
-        "query": True,
-        "retention": True,
-        "schema": True,
-        "transactions": True,
-        "ping": True,
-        "completed_ttl": None,
-        "processes": True,
-        "max_state_bytes": 32 * 1024 * 1024,
-    }
+    assert PostgresSagaStore.capabilities == StoreCapabilities(
+        conditional_delete=True,
+        query=True,
+        retention=True,
+        schema=True,
+        transactions=True,
+        ping=True,
+        completed_ttl=None,
+        processes=True,
+        max_state_bytes=32 * 1024 * 1024,
+    )
