@@ -36,8 +36,8 @@ _DEFAULT_TABLE = "saga_instances"
 # An item may have 409,600 bytes; the longest keys, each of them stored several times, take less than the rest.
 _MAX_STATE_BYTES = 400_000
 _LONGEST_TTL = timedelta(days=36_500)
-# AWS promises no bound: an index follows "within a fraction of a second, under normal conditions". Ten seconds leave
-# room for a busy one, and a search that is still wrong then is not late.
+# AWS promises no bound, and speaks of one second (repost.aws/knowledge-center/dynamodb-missing-table-items-gsi). Ten
+# leave room for a busy index, and a search that is still wrong then is not late.
 _INDEX_LAG = timedelta(seconds=10)
 
 

@@ -54,7 +54,7 @@ class PostgresSagaStore(BaseSagaStore[StateT]):
         table: The table's name.
         schema: The name of the table's schema.
         min_size: The connections that the own pool opens at once.
-        max_size: The most connections of the own pool; from 8 on, six of them are kept at hand.
+        max_size: The most connections of the own pool; from 8 on, seven of them are kept at hand.
         connect_timeout: For making a connection of the own pool, in seconds.
         command_timeout: For the answer to a statement on the own pool, in seconds; None for ever.
         acquire_timeout: How long to wait for a free connection, in seconds.
